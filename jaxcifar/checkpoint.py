@@ -1,0 +1,137 @@
+"""Checkpoints: the newest ones and the best one, written atomically by orbax."""
+
+import logging
+import pathlib
+import shutil
+import warnings
+import zlib
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxcifar.errors import UserError
+
+_KEPT = 2
+
+
+class KeepLatestAndBest:
+    """Preservation policy: the newest checkpoints, and that of `best_step`.
+
+    orbax's `best_fn` with `max_to_keep` would delete the newest checkpoint when it is not among the
+    best ones, and with it the possibility to resume.
+    """
+
+    best_step = None
+
+    def should_preserve(self, checkpoints, *, context):
+        """Return one bool per checkpoint (orbax's PreservationPolicy protocol)."""
+        del context
+        newest = len(checkpoints) - _KEPT
+        return [i >= newest or info.step == self.best_step for i, info in enumerate(checkpoints)]
+
+
+class Checkpoints:
+    """The checkpoints/ folder of a run. Only the primary process has one; states are numpy trees."""
+
+    def __init__(self, workdir):
+        """Open (and create) the folder; remove what an interrupted write left."""
+        logging.getLogger("absl").setLevel(logging.WARNING)
+        self._folder = pathlib.Path(workdir).resolve() / "checkpoints"
+        self._policy = KeepLatestAndBest()
+        single = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()},
+            barrier_sync_key_prefix="jaxcifar")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(
+                self._folder, options=ocp.CheckpointManagerOptions(
+                    create=False, preservation_policy=self._policy,
+                    cleanup_tmp_directories=True, multiprocessing_options=single))
+        except OSError as error:
+            raise UserError(f"cannot write checkpoints to {self._folder}: "
+                            f"{error.strerror or error}; choose another --workdir") from error
+
+    def steps(self):
+        """Return the steps of the checkpoints there are, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state, best_step):
+        """Write a state in the background.
+
+        Args:
+          state: TrainState of numpy arrays; its step names the checkpoint.
+          best_step: step of the checkpoint to keep besides the newest, or None.
+        """
+        self._policy.best_step = best_step
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        tree = _leaves(state)
+        self._manager.save(step, args=ocp.args.Composite(
+            state=ocp.args.StandardSave(tree),
+            digest=ocp.args.JsonSave({"crc32": _digest(tree)})))
+
+    def restore_latest(self, template):
+        """Return the newest readable state in the form of `template`, or None when there is none.
+
+        Newer checkpoints that cannot be read are set aside (damaged_checkpoint_STEP beside the
+        folder) with a warning. Raises UserError when checkpoints exist and none can be read.
+        """
+        damaged = []
+        for step in reversed(self.steps()):
+            try:
+                state = self.restore(step, template)
+            except Exception as error:  # whatever a damaged file makes orbax raise
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                warnings.warn(f"checkpoint {self._folder / str(step)} is damaged "
+                              f"({reason[:120]}); trying the one before", stacklevel=2)
+                damaged.append(step)
+                continue
+            self._set_aside(damaged)
+            return state
+        if damaged:
+            raise UserError(f"no checkpoint in {self._folder} can be read: remove the folder to "
+                            "start afresh, or put back an intact copy")
+        return None
+
+    def restore(self, step, template):
+        """Return the state of one step; raises ValueError when its content is damaged."""
+        tree = _leaves(template)
+        restored = self._manager.restore(step, args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(tree), digest=ocp.args.JsonRestore()))
+        if _digest(restored.state) != restored.digest["crc32"]:
+            raise ValueError("its content does not match its checksum")
+        leaves = [restored.state[key] for key in tree]
+        return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+    def wait(self):
+        """Return when everything is on the disk."""
+        self._manager.wait_until_finished()
+
+    def close(self):
+        """Finish writing and close."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _set_aside(self, steps):
+        for step in steps:
+            target = self._folder.parent / f"damaged_checkpoint_{step}"
+            shutil.rmtree(target, ignore_errors=True)
+            (self._folder / str(step)).rename(target)
+        if steps:
+            self._manager.reload()
+
+
+def _leaves(state):
+    """Return {path: numpy array}: a flat tree, so that no class's name is part of the format."""
+    paths = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.array(leaf, copy=True)
+            for path, leaf in paths}
+
+
+def _digest(tree):
+    total = 0
+    for key in sorted(tree):
+        total = zlib.crc32(np.ascontiguousarray(tree[key]).tobytes(), zlib.crc32(key.encode(), total))
+    return total

@@ -1,0 +1,248 @@
+"""The configuration: every field declared once, checked once, hashed once.
+
+A file in configs/ starts from `default()`, changes what its report changes, and returns it; the command
+line overrides single fields (`--config.seed=3`). A field that is not declared here does not exist.
+"""
+
+import difflib
+import hashlib
+import json
+import math
+
+from ml_collections import ConfigDict
+
+from jaxcifar.errors import UserError
+
+# Fields that say where and how fast a run goes, never what it computes: a run may be resumed with
+# other values of these (invariants 2 and 4).
+RUNTIME_FIELDS = (
+    "data_dir",
+    "compilation_cache",
+    "eval_batch_size",
+    "num_devices",
+    "parallel",
+    "progress",
+    "save_every_epochs",
+    "steps_per_call",
+    "tensorboard",
+)
+
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2023, 0.1994, 0.2010)
+
+_CHOICES = {
+    "dtype": ("float32", "bfloat16"),
+    "precision": ("default", "high", "highest"),
+    "selection": ("last", "best_val_loss", "best_val_accuracy", "best_test_accuracy"),
+    "bn_sync": ("global", "replica"),
+    "parallel": ("auto", "jit", "pmap", "shard_map"),
+}
+
+
+def default():
+    """Return the default configuration: a new, locked ConfigDict with every field there is.
+
+    Lengths carry their unit in their name; sizes are counts of examples; 0 or "" means "off" or
+    "automatic", as the comment beside the field says.
+    """
+    c = ConfigDict()
+    c.seed = 0  # of initialisation, order, augmentation, dropout
+
+    # Data
+    c.dataset = "cifar10"  # cifar10, cifar100 or shapes32
+    c.data_dir = ""  # "": TFDS_DATA_DIR, else TFDS's own default
+    c.val_size = 5000  # training examples held out for validation; 0: none
+    c.split_seed = 0  # of the random split into training and validation
+    c.mean = CIFAR_MEAN  # per channel, of pixels in [0, 1]
+    c.std = CIFAR_STD
+    c.augment = "crop(4)|flip"  # jaxcifar.augment.pipeline lists the operations
+
+    # Model
+    c.model = ConfigDict({"name": "resnet5m"})  # every other entry is an option of that model
+    c.max_params = 0  # refuse a model with more trainable parameters; 0: no limit
+    c.dtype = "float32"  # of the computation; parameters and statistics stay float32
+    c.precision = "default"  # of float32 matrix products (on GPU "default" is TensorFloat-32)
+
+    # Optimisation
+    c.epochs = 100
+    c.batch_size = 128  # over all devices
+    c.drop_last = False  # drop the last, partial batch of an epoch
+    c.optimizer = ConfigDict()
+    c.optimizer.name = "sgd"  # sgd, adam or adamw, as in torch.optim
+    c.optimizer.learning_rate = 0.1
+    c.optimizer.weight_decay = 0.0  # coupled (L2) for sgd and adam, decoupled for adamw
+    c.optimizer.momentum = 0.0
+    c.optimizer.dampening = 0.0
+    c.optimizer.nesterov = False
+    c.optimizer.betas = (0.9, 0.999)
+    c.optimizer.eps = 1e-8
+    c.optimizer.decay_exclude = ""  # regular expression over parameter paths: these are not decayed
+    c.max_grad_norm = 0.0  # clip the gradient's global norm; 0: off
+    c.max_grad_value = 0.0  # clip each gradient entry; 0: off
+    c.accumulate_steps = 1  # batches whose gradients are averaged into one update
+    c.label_smoothing = 0.0
+    c.ema_decay = 0.0  # exponential moving average of the weights, evaluated in their place; 0: off
+    c.schedule = ConfigDict()
+    c.schedule.name = "constant"
+    c.schedule.warmup_epochs = 0.0  # any but plateau: linear from 0
+    c.schedule.t_max = 200  # cosine: epochs of half a period, whatever the number of epochs
+    c.schedule.eta_min = 0.0  # cosine, cosine_step
+    c.schedule.step_size = 30  # step, in epochs
+    c.schedule.milestones = (60, 120, 160)  # multistep, in epochs
+    c.schedule.gamma = 0.1  # step, multistep, exponential
+    c.schedule.total_iters = 100  # polynomial, in epochs
+    c.schedule.power = 1.0  # polynomial
+    c.schedule.peak = 0.25  # triangular, as a fraction of all steps
+    c.schedule.start_factor = 0.0  # triangular
+    c.schedule.end_factor = 0.0  # triangular, linear
+    c.schedule.pct_start = 0.3  # one_cycle, as a fraction of all steps
+    c.schedule.div_factor = 25.0  # one_cycle
+    c.schedule.final_div_factor = 1e4  # one_cycle
+    c.schedule.anneal_strategy = "cos"  # one_cycle: cos or linear
+    c.schedule.three_phase = False  # one_cycle
+    c.schedule.cycle_momentum = False  # one_cycle (torch's default is True)
+    c.schedule.base_momentum = 0.85  # one_cycle
+    c.schedule.max_momentum = 0.95  # one_cycle
+    c.schedule.monitor = "val_loss"  # plateau: val_loss or val_accuracy (or test_...)
+    c.schedule.factor = 0.1  # plateau
+    c.schedule.patience = 10  # plateau, in epochs
+    c.schedule.threshold = 1e-4  # plateau
+    c.schedule.threshold_mode = "rel"  # plateau: rel or abs
+    c.schedule.cooldown = 0  # plateau, in epochs
+    c.schedule.min_lr = 0.0  # plateau
+    c.schedule.eps = 1e-8  # plateau
+
+    # Selection and stopping
+    c.selection = "last"  # which epoch is tested: last, or best_val_loss, best_val_accuracy, ...
+    c.test_every_epoch = False  # measure the test set after every epoch (as some reports did)
+    c.early_stopping = ConfigDict()
+    c.early_stopping.min_epochs = 0  # never stop before
+    c.early_stopping.window = 0  # stop when the best of the last n epochs is the oldest; 0: off
+
+    # Devices
+    c.num_devices = 0  # 0: all of them
+    c.parallel = "auto"  # auto: jit on one device, pmap on several; or shard_map
+    c.bn_sync = "global"  # BatchNorm statistics over the whole batch, or per "replica" (torch DDP)
+    c.steps_per_call = "auto"  # steps in one compiled call: a number, or "epoch"
+    c.deterministic = False  # bit-equal runs on GPU too (slower there; CPU always is)
+    c.eval_batch_size = 1000  # over all devices
+
+    # Output
+    c.progress = True  # a progress bar where there is a terminal
+    c.tensorboard = True
+    c.save_every_epochs = 1
+    c.compilation_cache = "auto"  # a folder; "auto": the user's cache folder; "": off
+    c.reference_curve = ""  # a published curve to draw beside ours (jaxcifar.report.published)
+    c.lock()
+    return c
+
+
+def model(name, **options):
+    """Return the `config.model` entry for a registered model name and its options."""
+    return ConfigDict({"name": name, **options})
+
+
+def choose(variant, table):
+    """Return `table[variant]`; raise UserError with the nearest name and all names when it is unknown."""
+    if variant not in table:
+        raise UserError(f"unknown variant '{variant}'{nearest(variant, table)}; there are: "
+                        f"{', '.join(table)}")
+    return table[variant]
+
+
+def nearest(name, known):
+    """Return " (did you mean 'x'?)" for the closest of `known`, or "" when nothing is close."""
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def validate(config):
+    """Check a configuration's values.
+
+    Raises:
+      UserError: a field is unknown, missing or out of its range; names the field and what is allowed.
+    """
+    declared = default()
+    _check_fields(config, declared, "")
+    for field, allowed in _CHOICES.items():
+        if config[field] not in allowed:
+            raise UserError(f"config.{field} = {config[field]!r}: must be one of "
+                            f"{', '.join(allowed)}{nearest(config[field], allowed)}")
+    for field in ("epochs", "batch_size", "eval_batch_size", "accumulate_steps",
+                  "save_every_epochs"):
+        _require(config[field] >= 1, field, config[field], "at least 1")
+    for field in ("val_size", "num_devices", "max_params", "max_grad_norm", "max_grad_value"):
+        _require(config[field] >= 0, field, config[field], "0 or more")
+    for field in ("ema_decay", "label_smoothing"):
+        _require(0 <= config[field] < 1, field, config[field], "in [0, 1)")
+    rate, decay = config.optimizer.learning_rate, config.optimizer.weight_decay
+    _require(rate >= 0 and math.isfinite(rate), "optimizer.learning_rate", rate, "0 or more")
+    _require(decay >= 0 and math.isfinite(decay), "optimizer.weight_decay", decay, "0 or more")
+    _check_measured(config)
+    steps = config.steps_per_call
+    _require(steps in ("auto", "epoch") or (str(steps).isdigit() and int(steps) >= 1),
+             "steps_per_call", steps, '"auto", "epoch" or a number of steps')
+
+
+def to_dict(config):
+    """Return the configuration as plain, JSON-ready dicts, lists, strings and numbers."""
+    return json.loads(config.to_json())
+
+
+def flatten(tree, prefix=""):
+    """Return nested dicts as one dict: "optimizer.momentum" -> value."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def config_hash(config):
+    """Return 12 hexadecimal digits that differ when a field that can change a result differs."""
+    fields = {k: v for k, v in flatten(to_dict(config)).items() if k not in RUNTIME_FIELDS}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differences(ours, theirs):
+    """Return one line per result-changing field that differs between two `flatten`ed dicts."""
+    paths = sorted((set(ours) | set(theirs)) - set(RUNTIME_FIELDS))
+    return [f"config.{p}: {theirs.get(p, 'absent')!r} there, {ours.get(p, 'absent')!r} here"
+            for p in paths if ours.get(p) != theirs.get(p)]
+
+
+def _check_fields(config, declared, prefix):
+    for key in config:
+        if key not in declared:
+            raise UserError(f"unknown config field '{prefix}{key}'{nearest(key, declared)}; "
+                            "jaxcifar/config.py lists them all")
+        if isinstance(declared[key], ConfigDict) and key != "model":
+            _check_fields(config[key], declared[key], f"{prefix}{key}.")
+    for key in declared:
+        if key not in config:
+            raise UserError(f"config field '{prefix}{key}' is missing; start from "
+                            "jaxcifar.config.default()")
+
+
+def _check_measured(config):
+    measured = {"last"}
+    if config.val_size:
+        measured |= {"best_val_loss", "best_val_accuracy"}
+    if config.test_every_epoch:
+        measured |= {"best_test_accuracy"}
+    _require(config.selection in measured, "selection", config.selection,
+             f"one of {', '.join(sorted(measured))} with val_size={config.val_size} and "
+             f"test_every_epoch={config.test_every_epoch}")
+    if config.schedule.name == "plateau":
+        split = config.schedule.monitor.split("_")[0]
+        have = {"val": config.val_size > 0, "test": config.test_every_epoch}
+        _require(have.get(split, False), "schedule.monitor", config.schedule.monitor,
+                 "val_loss, val_accuracy (with val_size > 0) or test_loss, test_accuracy "
+                 "(with test_every_epoch)")
+
+
+def _require(condition, field, value, expected):
+    if not condition:
+        raise UserError(f"config.{field} = {value!r}: must be {expected}")

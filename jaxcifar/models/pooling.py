@@ -1,0 +1,84 @@
+"""Pooling as torch does it, from slices and reshapes, whose backward passes are deterministic."""
+
+import jax.numpy as jnp
+from jax import lax
+
+
+def _pair(value):
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _pad(x, padding, value):
+    if not any(padding):
+        return x
+    rows, columns = padding
+    return jnp.pad(x, ((0, 0), (rows, rows), (columns, columns), (0, 0)), constant_values=value)
+
+
+def _windows(x, kernel, stride):
+    """Yield kernel[0] * kernel[1] arrays [N, H', W', C]: the window's entries, row by row."""
+    n, h, w, c = x.shape
+    out_h, out_w = (h - kernel[0]) // stride[0] + 1, (w - kernel[1]) // stride[1] + 1
+    if out_h < 1 or out_w < 1:
+        raise ValueError(f"pooling window {kernel} is larger than the padded map {(h, w)}: use a smaller one")
+    if kernel == stride:  # windows do not overlap: a reshape, whose gradient is a reshape too
+        x = x[:, :out_h * kernel[0], :out_w * kernel[1]]
+        x = x.reshape(n, out_h, kernel[0], out_w, kernel[1], c)
+        for i in range(kernel[0]):
+            for j in range(kernel[1]):
+                yield x[:, :, i, :, j]
+        return
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            yield lax.slice(
+                x, (0, i, j, 0),
+                (n, i + (out_h - 1) * stride[0] + 1, j + (out_w - 1) * stride[1] + 1, c),
+                (1, stride[0], stride[1], 1))
+
+
+def max_pool(x, kernel, stride=None, padding=0):
+    """Return the maximum of each window: [N, H, W, C] to [N, H', W', C] (torch.nn.MaxPool2d, ceil_mode off).
+
+    kernel, stride (the kernel by default), padding: int or pair. Of equal values the first in row order
+    takes the gradient, and NaN wins, as in torch.
+    """
+    kernel, padding = _pair(kernel), _pair(padding)
+    stride = kernel if stride is None else _pair(stride)
+    best = None
+    for entry in _windows(_pad(x, padding, -jnp.inf), kernel, stride):
+        best = entry if best is None else jnp.where((entry > best) | (entry != entry), entry, best)
+    return best
+
+
+def avg_pool(x, kernel, stride=None, padding=0):
+    """Return the mean of each window, zero padding counted (torch.nn.AvgPool2d's defaults, ceil_mode off).
+
+    x: [N, H, W, C]; kernel, stride (the kernel by default), padding: int or pair. Sums are float32.
+    """
+    kernel, padding = _pair(kernel), _pair(padding)
+    stride = kernel if stride is None else _pair(stride)
+    padded = _pad(x.astype(jnp.float32), padding, 0.0)
+    rows = sum(_windows(padded, (kernel[0], 1), (stride[0], 1)))  # separable: k + k additions, not k * k
+    total = sum(_windows(rows, (1, kernel[1]), (1, stride[1])))
+    return (total / (kernel[0] * kernel[1])).astype(x.dtype)
+
+
+def global_avg_pool(x):
+    """Return the mean of each channel's map: [N, H, W, C] to [N, C] (torch.nn.AdaptiveAvgPool2d(1))."""
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
+
+
+def adaptive_avg_pool(x, output_size):
+    """Return a map of the given size, int or pair: [N, H, W, C] to [N, *output_size, C].
+
+    Cell i averages rows floor(i H / out) to ceil((i + 1) H / out). Source: torch.nn.AdaptiveAvgPool2d.
+    """
+    for axis, out in zip((1, 2), _pair(output_size)):
+        size = x.shape[axis]
+        cells = []
+        for i in range(out):
+            low, high = i * size // out, -((-(i + 1) * size) // out)
+            cell = lax.slice_in_dim(x, low, high, axis=axis)
+            cells.append(jnp.mean(cell, axis=axis, keepdims=True, dtype=jnp.float32))
+        x = jnp.concatenate(cells, axis=axis).astype(x.dtype)
+    return x

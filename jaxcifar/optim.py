@@ -1,0 +1,313 @@
+"""Optimisers with torch.optim's semantics, as optax gradient transformations.
+
+`create` returns a transformation whose updates are *descent directions*. The learning rate stays
+outside, in `apply_updates`, so that one value serves the update, the log line and the plateau rule;
+weight decay is an argument of every update. Both may be traced: one program serves a whole sweep.
+"""
+
+import difflib
+import inspect
+import math
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcifar.errors import UserError
+
+
+def create(
+    name,
+    *,
+    momentum=0.0,
+    dampening=0.0,
+    nesterov=False,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    max_grad_norm=0.0,
+    max_grad_value=0.0,
+    accumulate_steps=1,
+    decay_exclude="",
+):
+    """Build the optimiser `name`: "sgd", "adam" or "adamw".
+
+    Options that belong to another optimiser are ignored; defaults are torch.optim's. Every update
+    goes: mean gradient over `accumulate_steps` consecutive calls; clip to `max_grad_norm`
+    (torch.nn.utils.clip_grad_norm_), then to +-`max_grad_value` (clip_grad_value_), 0 = off; weight
+    decay (coupled L2 for sgd and adam, decoupled for adamw) of every parameter whose path "a/b/c"
+    does not match the regular expression `decay_exclude`; the optimiser's own rule.
+
+    Where `accumulate_steps` > 1, calls are counted over the whole run: gradients left over at the
+    end of an epoch go into the first update of the next one. Calls in between return zeros and
+    change no optimiser state.
+
+    Returns:
+      optax.GradientTransformationExtraArgs: `update(grads, opt_state, params, *, weight_decay)`
+      gives directions u for `apply_updates`; `momentum=` optionally replaces the momentum (Adam:
+      the first beta) for this call, as torch's OneCycleLR does; other keywords are ignored. The
+      state holds arrays only. Gradients and state are float32 like the parameters.
+
+    Raises:
+      UserError: unknown name, an option out of range, or a `decay_exclude` that is no regular
+        expression or (at `init`) matches no parameter.
+    """
+    _check_name(name)
+    _check_options(momentum, dampening, nesterov, betas, eps)
+    if max_grad_norm < 0 or max_grad_value < 0:
+        raise UserError("max_grad_norm and max_grad_value must be positive, or 0 to switch off")
+    if accumulate_steps != int(accumulate_steps) or accumulate_steps < 1:
+        raise UserError(f"accumulate_steps is {accumulate_steps}: expected an integer, 1 or more")
+    rule = OPTIMIZERS[name](
+        decay=_add_weight_decay(decay_exclude),
+        momentum=momentum,
+        dampening=dampening,
+        nesterov=nesterov,
+        betas=betas,
+        eps=eps,
+    )
+    parts = [_clip_by_torch_norm(max_grad_norm)] if max_grad_norm else []
+    parts += [optax.clip(max_grad_value)] if max_grad_value else []
+    chain = optax.with_extra_args_support(optax.chain(*parts, *rule))
+    return _accumulate(chain, int(accumulate_steps)) if accumulate_steps > 1 else chain
+
+
+def option_names(name):
+    """Return the names of the options of optimiser `name`, a tuple of str; UserError if unknown."""
+    _check_name(name)
+    parameters = inspect.signature(OPTIMIZERS[name]).parameters
+    return tuple(key for key in parameters if key not in ("decay", "_"))
+
+
+def apply_updates(params, updates, learning_rate):
+    """Return params - learning_rate * updates, each leaf in its own dtype.
+
+    `learning_rate` is a float or a (traced) float32 scalar.
+    """
+    return jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), params, updates)
+
+
+def ema_update(ema, new, decay, step=None, *, warmup=False):
+    """Return the exponential moving average `ema` moved towards `new` by 1 - `decay`.
+
+    Args:
+      ema, new: pytrees of one structure (params, or params and batch_stats). Leaves that are no
+        floats are copied from `new`.
+      decay: Python float, for instance 0.9999.
+      step: number of this update, counted from 1, int or traced int32: the first update copies
+        `new`. None: every update uses `decay`.
+      warmup: use the smaller of `decay` and 1 - step**(-2/3); needs `step`.
+
+    Source: timm.utils.ModelEmaV3.update(model, step) with use_warmup, warmup_gamma 1 and
+    warmup_power 2/3 (steps below count from 0 after the first update, as there).
+    """
+    weight = 1.0 - decay  # in Python: 1 - 0.9999 in float32 is wrong by 2e-4 of itself
+    if step is not None:
+        if warmup:
+            updates = jnp.maximum(step, 1).astype(jnp.float32)  # timm: 1 + (step - 1) / gamma
+            weight = jnp.maximum(weight, updates ** (-2 / 3))
+        weight = jnp.where(step <= 1, 1.0, weight)
+
+    def lerp(old, value):
+        if not jnp.issubdtype(jnp.result_type(old), jnp.floating):
+            return value
+        delta = value - old  # two forms, as torch.lerp: exact at both ends
+        mixed = jnp.where(weight < 0.5, old + weight * delta, value - (1 - weight) * delta)
+        return mixed.astype(old.dtype)
+
+    return jax.tree.map(lerp, ema, new)
+
+
+def _check_name(name):
+    if name not in OPTIMIZERS:
+        close = difflib.get_close_matches(str(name), OPTIMIZERS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose from {sorted(OPTIMIZERS)}"
+        raise UserError(f"unknown optimizer {name!r}: {hint}")
+
+
+def _check_options(momentum, dampening, nesterov, betas, eps):
+    """Raise UserError where torch.optim's constructors raise ValueError."""
+    if momentum < 0:
+        raise UserError(f"momentum is {momentum}: expected 0 or more")
+    if nesterov and (momentum == 0 or dampening != 0):
+        raise UserError("nesterov needs a momentum above 0 and dampening 0")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"betas are {tuple(betas)}: expected two numbers from 0 to below 1")
+    if eps < 0:
+        raise UserError(f"eps is {eps}: expected 0 or more")
+
+
+def _sgd(*, decay, momentum, dampening, nesterov, **_):
+    """torch.optim.SGD: weight decay is part of the gradient, before momentum."""
+    parts = [decay]
+    if momentum and dampening:
+        parts.append(_dampen(dampening))
+    if momentum:
+        parts.append(_momentum(momentum, nesterov))
+    return parts
+
+
+def _adam(*, decay, betas, eps, **_):
+    """torch.optim.Adam: weight decay is part of the gradient, before the moments."""
+    return [decay, _scale_by_adam(*betas, eps)]
+
+
+def _adamw(*, decay, betas, eps, **_):
+    """torch.optim.AdamW: p *= 1 - lr wd, then Adam's step; as a direction, Adam's + wd p."""
+    return [_scale_by_adam(*betas, eps), decay]
+
+
+# name -> builder: the options of `create` -> a list of transformations, in order
+OPTIMIZERS = {"sgd": _sgd, "adam": _adam, "adamw": _adamw}
+
+
+def _stateless(update):
+    """Wrap update(updates, params, **extra_args) -> updates as a transformation."""
+
+    def update_fn(updates, state, params=None, **extra_args):
+        return update(updates, params, **extra_args), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
+
+
+def _add_weight_decay(exclude):
+    """Add weight_decay * p to the updates of the parameters whose path `exclude` does not match."""
+    try:
+        pattern = re.compile(exclude) if exclude else None
+    except re.error as error:
+        raise UserError(f"decay_exclude {exclude!r} is no regular expression: {error}") from None
+
+    def excluded(path):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return pattern is not None and pattern.search(name) is not None
+
+    def init(params):
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        if pattern is not None and not any(map(excluded, paths)):
+            raise UserError(f"decay_exclude {exclude!r} matches no parameter of this model")
+        return optax.EmptyState()
+
+    def update(updates, state, params, *, weight_decay, **_):
+        def add(path, u, p):
+            return u if excluded(path) else u + weight_decay * p
+
+        return jax.tree_util.tree_map_with_path(add, updates, params), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _clip_by_torch_norm(max_norm):
+    """Scale by min(1, max_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_.
+
+    optax.clip_by_global_norm has no 1e-6. A NaN or infinite norm spreads, as in torch.
+    """
+
+    def update(updates, params, **_):
+        del params
+        scale = jnp.minimum(max_norm / (optax.tree.norm(updates) + 1e-6), 1.0)
+        return jax.tree.map(lambda u: u * scale, updates)
+
+    return _stateless(update)
+
+
+class DampenState(NamedTuple):
+    """Whether the momentum buffer has taken its first gradient: bool []."""
+
+    started: jax.Array
+
+
+def _dampen(dampening):
+    """Scale by 1 - dampening, except the first gradient, which torch copies into the buffer."""
+
+    def init(params):
+        del params
+        return DampenState(started=jnp.zeros([], bool))
+
+    def update(updates, state, params=None, **_):
+        del params
+        scale = jnp.where(state.started, 1.0 - dampening, 1.0)
+        return jax.tree.map(lambda u: u * scale, updates), DampenState(jnp.ones([], bool))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _momentum(default, nesterov):
+    """optax.trace (equal to torch's momentum) whose decay one update may replace."""
+
+    def update(updates, state, params=None, *, momentum=None, **_):
+        del params
+        decay = default if momentum is None else momentum
+        return optax.trace(decay, nesterov).update(updates, state)
+
+    return optax.GradientTransformationExtraArgs(optax.trace(default, nesterov).init, update)
+
+
+def _bias_correction(beta, count):
+    """Return 1 - beta**count (torch computes it in double) to a few float32 roundings.
+
+    In float32, 1 - 0.999**1, as optax.scale_by_adam computes it, is wrong by 1e-5 of itself.
+    """
+    log_beta = math.log(beta) if isinstance(beta, float) and beta > 0 else jnp.log(beta)
+    return -jnp.expm1(count.astype(jnp.float32) * log_beta)
+
+
+def _scale_by_adam(beta1, beta2, eps):
+    """Adam's direction, m_hat / (sqrt(v) / sqrt(1 - beta2**t) + eps), as torch.optim.Adam.
+
+    optax.scale_by_adam with an exact bias correction and a beta1 that one update may replace.
+    """
+
+    def update(updates, state, params=None, *, momentum=None, **_):
+        del params
+        b1 = float(beta1) if momentum is None else momentum
+        b2 = float(beta2)
+        count = optax.safe_increment(state.count)
+        mu = jax.tree.map(lambda g, m: b1 * m + (1 - b1) * g, updates, state.mu)
+        nu = jax.tree.map(lambda g, v: b2 * v + (1 - b2) * (g * g), updates, state.nu)
+        scale_mu = 1 / _bias_correction(b1, count)
+        scale_nu = 1 / jnp.sqrt(_bias_correction(b2, count))
+        directions = jax.tree.map(
+            lambda m, v: (m * scale_mu) / (jnp.sqrt(v) * scale_nu + eps), mu, nu
+        )
+        return directions, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformationExtraArgs(optax.scale_by_adam().init, update)
+
+
+class AccumulateState(NamedTuple):
+    """What is carried between updates.
+
+    count: int32 [], gradients taken since the last update. gradients: their sum, each divided by k;
+    stale, and not read, where count is 0. inner: the optimiser's state.
+    """
+
+    count: jax.Array
+    gradients: Any
+    inner: Any
+
+
+def _accumulate(inner, k):
+    """Run `inner` on the mean of every k gradients; return zeros in between.
+
+    The inner update is computed at every call and selected at every k-th; the sum starts over at
+    the next call. lax.cond makes XLA copy more (26 ms against 15 for 4.7 million parameters on 2
+    CPU cores). Selected, not multiplied by 0 or 1 as in optax.MultiSteps, where one infinite
+    gradient turns all parameters to NaN at once.
+    """
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return AccumulateState(jnp.zeros([], jnp.int32), zeros, inner.init(params))
+
+    def update(updates, state, params=None, **extra_args):
+        first, emit = state.count == 0, state.count == k - 1
+        gradients = jax.tree.map(
+            lambda a, g: jnp.where(first, 0.0, a) + g / k, state.gradients, updates
+        )
+        directions, new = inner.update(gradients, state.inner, params, **extra_args)
+        inner_state = jax.tree.map(lambda x, y: jnp.where(emit, x, y), new, state.inner)
+        directions = jax.tree.map(lambda u: jnp.where(emit, u, 0.0), directions)
+        return directions, AccumulateState((state.count + 1) % k, gradients, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,1 @@
+"""Run folders and published numbers, turned into plots and tables."""

@@ -1,0 +1,74 @@
+"""What one run shows a person: its header, a grid of its training images, its plots, its last line."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcifar import augment, models, streams
+from jaxcifar import config as config_lib
+from jaxcifar.report import plots, published
+
+_SAMPLES = 64
+
+
+def header(task, devices, arrays, state, resumed, workdir):
+    """Return what a run prints before it starts: a dict of label -> value."""
+    config = task.config
+    kind = devices.devices[0].device_kind
+    scope = "global batch" if config.bn_sync == "global" or devices.num_devices == 1 else "per device"
+    per_device = config.batch_size // devices.num_devices
+    spans = {name: stop - first for name, (first, stop) in arrays.spans.items()}
+    resume = f", resumed after epoch {int(state.epoch)}" if resumed else ""
+    return {
+        "run": f"{workdir} (config {config_lib.config_hash(config)}, seed {config.seed}{resume})",
+        "model": f"{config.model.name}, {models.count_params(state.params):,} parameters",
+        "device": f"{devices.num_devices} x {kind} ({devices.kind}), {jax.process_count()} process(es)",
+        "dtype": f"{config.dtype}, parameters float32, matrix precision {config.precision}",
+        "data": f"{config.dataset}: {task.num_train:,} train, {spans['val']:,} validation, "
+                f"{spans['test']:,} test",
+        "augmentation": augment.describe(config.augment) or ["none"],
+        "batch": f"{config.batch_size} = {devices.num_devices} x {per_device}; "
+                 f"{task.steps_per_epoch} steps per epoch",
+        "BatchNorm": f"statistics over the {scope}",
+        "optimizer": f"{config.optimizer.name}, learning rate {config.optimizer.learning_rate:g}, "
+                     f"weight decay {config.optimizer.weight_decay:g}, {config.schedule.name} schedule",
+        "selection": config.selection.replace("_", " "),
+    }
+
+
+def samples(task, state, arrays, workdir):
+    """Draw samples.png: 64 training images as the network sees them in the coming epoch.
+
+    They are the first 64 of the training set; each is augmented with a key of its own, and shown
+    with the normalisation undone.
+    """
+    count = min(_SAMPLES, task.num_train)
+    keys = streams.example_keys(streams.stream_key(state.seed, "augment", state.epoch),
+                                jnp.arange(count))
+    mix = streams.stream_key(state.seed, "mix", state.epoch)
+    images, targets = jax.jit(task.augment)(
+        arrays.train["images"][:count], arrays.train["labels"][:count], keys, mix)
+    config = task.config
+    images = np.asarray(images, np.float32) * np.asarray(config.std) + np.asarray(config.mean)
+    plots.samples(images, np.asarray(targets), arrays.class_names, workdir / "samples.png",
+                  title=f"{config.dataset}, augmented: {config.augment or 'no augmentation'}")
+
+
+def write_plots(workdir, config, rows, confusion, class_names):
+    """Draw curves.png (with the published curve, where the configuration names one) and
+    confusion_matrix.png of the test set."""
+    reference = published.reported_curve(config.reference_curve) if config.reference_curve else None
+    plots.curves(rows, workdir / "curves.png", title=f"{config.model.name} on {config.dataset}",
+                 reference=reference)
+    plots.confusion_matrix(confusion, class_names, workdir / "confusion_matrix.png",
+                           title=f"{config.model.name} on the {config.dataset} test set")
+
+
+def closing_line(result, workdir):
+    """Return the line that a run ends with."""
+    chosen = result["selection"]
+    warning = ", which was selected on the test set" if chosen["uses_test_set"] else ""
+    return (f"test accuracy {result['test_accuracy']:.2f}%, loss {result['test_loss']:.4f} "
+            f"(epoch {chosen['epoch']}, rule: {chosen['rule'].replace('_', ' ')}{warning}); "
+            f"compile {result['seconds']['compile']:.1f} s, epochs {result['seconds']['epochs']:.1f} s; "
+            f"see {workdir}")

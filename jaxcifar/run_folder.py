@@ -1,0 +1,110 @@
+"""Write the small files of a run folder so that an interruption never leaves half of one."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+
+from jaxcifar.errors import UserError
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Turn an OSError of the `with` block into a UserError of one line that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; "
+                        "choose a --workdir that is writable and has space left") from error
+
+
+def write_atomic(path, content):
+    """Write `content`, str or bytes, so that `path` holds either its old content or all of the new.
+
+    Raises UserError if the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def write_json(path, tree, *, sort_keys=False):
+    """Write nested dicts, lists and scalars (NumPy's and JAX's too) as indented JSON, atomically.
+
+    Numbers that are not finite become null. Raises UserError if the file cannot be written.
+    """
+    text = json.dumps(plain(tree), indent=2, sort_keys=sort_keys, allow_nan=False,
+                      ensure_ascii=False)
+    write_atomic(path, text + "\n")
+
+
+def plain(value):
+    """Return the same tree in JSON's types: NaN and infinities become None, arrays lists."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
+def read_rows(workdir):
+    """Return the rows of a run folder's metrics.jsonl, a list of dicts; [] if there is none.
+
+    A last line without its end (the run was killed while it wrote) is left out. Raises UserError
+    if any other line is not a row.
+    """
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            row = json.loads(line)
+            valid = isinstance(row["epoch"], int) and isinstance(row["step"], int)
+        except (ValueError, TypeError, KeyError):
+            valid = False
+        if not valid:
+            raise UserError(f"{path}: line {number} is not a row with epoch and step: "
+                            f"{line[:40]!r}; remove the line or choose another workdir")
+        rows.append(row)
+    return rows
+
+
+def write_rows(workdir, rows):
+    """Replace metrics.jsonl by `rows`, atomically. Raises UserError if it cannot be written."""
+    write_atomic(pathlib.Path(workdir) / "metrics.jsonl", "".join(map(_line, rows)))
+
+
+def append_row(workdir, row):
+    """Append `row`, a dict of plain values, to metrics.jsonl; on disk when this returns.
+
+    Raises UserError if it cannot be written.
+    """
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    with writing(path), path.open("ab") as file:
+        file.write(_line(row).encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _line(row):
+    return json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"

@@ -1,0 +1,101 @@
+"""One training step and one evaluation step: pure functions of (task, state, batch)."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcifar import metrics, optim
+from jaxcifar.models import layers
+from jaxcifar.state import NO_STEP
+
+
+@flax.struct.dataclass
+class Batch:
+    """This device's slice of a global batch.
+
+    images: [n, 32, 32, 3] in the compute dtype, normalised. targets: int32 [n], or float32
+    [n, num_classes] after mixup or cutmix. mask: float32 [n], 0 where an example is padding, or
+    None when all are real. count: number of real examples in the whole batch. key: of the dropout.
+    """
+
+    images: Any
+    targets: Any
+    mask: Any = None
+    count: Any = None
+    key: Any = None
+
+
+def train_step(task, state, batch, *, axis_name=None):
+    """Take one optimiser step.
+
+    Args:
+      task: Task. state: TrainState. batch: Batch. axis_name: the data axis, None on one device.
+
+    Returns:
+      (TrainState, sums of this global batch as `metrics.batch_sums` gives them).
+    """
+    def loss_of(params):
+        logits, batch_stats = forward_train(task, params, state.batch_stats, batch, axis_name)
+        losses = metrics.cross_entropy(logits, batch.targets, task.config.label_smoothing)
+        kept = losses if batch.mask is None else losses * batch.mask
+        return kept.sum() / batch.count, (logits, batch_stats)
+
+    grads, (logits, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
+    sums = metrics.batch_sums(logits, batch.targets, batch.mask,
+                              label_smoothing=task.config.label_smoothing)
+    if axis_name is not None:
+        grads, sums = lax.psum((grads, sums), axis_name)
+    learning_rate = task.learning_rate(state)
+    updates, opt_state = task.tx.update(grads, state.opt_state, state.params,
+                                        weight_decay=state.hparams["weight_decay"],
+                                        momentum=task.momentum(state))
+    params = optim.apply_updates(state.params, updates, learning_rate)
+    ema = state.ema
+    if task.config.ema_decay:
+        ema = optim.ema_update(ema, {"params": params, "batch_stats": batch_stats},
+                               task.config.ema_decay, step=state.step + 1, warmup=True)
+    state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats,
+                          opt_state=opt_state, ema=ema)
+    return state, sums
+
+
+def forward_train(task, params, batch_stats, batch, axis_name):
+    """Run the model in train mode; return float32 logits [n, num_classes] and the new batch_stats.
+
+    With config.bn_sync = "replica" each device normalises by its own statistics and the running
+    ones are the first device's, as torch's DistributedDataParallel keeps them (broadcast_buffers).
+    """
+    replica = task.config.bn_sync == "replica"
+    context = layers.batch_context(axis_name=axis_name, mask=batch.mask,
+                                   bn_axis_name=None if replica else axis_name)
+    with context:
+        logits, changed = task.model.apply(
+            {"params": params, "batch_stats": batch_stats}, batch.images, train=True,
+            rngs={"dropout": batch.key}, mutable=["batch_stats"])
+    new_stats = changed.get("batch_stats", {})
+    if replica and axis_name is not None:
+        first = lax.axis_index(axis_name) == 0
+        new_stats = jax.tree.map(lambda x: lax.psum(jnp.where(first, x, 0), axis_name), new_stats)
+    return logits, new_stats
+
+
+def add_step(total, sums, step):
+    """Add one step's sums to an epoch's, and remember the first step whose loss is not finite."""
+    bad = jnp.where(jnp.isfinite(sums["loss_sum"]), NO_STEP, step)
+    return {**metrics.add({k: total[k] for k in sums}, sums),
+            "bad_step": jnp.minimum(total["bad_step"], bad)}
+
+
+def eval_step(task, variables, batch, *, axis_name=None):
+    """Evaluate one batch; return (sums over the global batch, this device's logits float32).
+
+    Each real example counts once, whatever the padding and the number of devices.
+    """
+    logits = task.model.apply(variables, batch.images, train=False)
+    sums = metrics.batch_sums(logits, batch.targets, batch.mask)
+    if axis_name is not None:
+        sums = lax.psum(sums, axis_name)
+    return sums, logits

@@ -1,0 +1,127 @@
+"""PyTorch state_dicts to Flax variables and back, by one rule set for every model.
+
+A Flax path joined with dots is the state_dict's key (see jaxcifar.models.layers); only leaves are renamed:
+
+    params       kernel  [kh, kw, in, out] -> weight [out, in, kh, kw];  [in, out] -> weight [out, in]
+    params       scale   -> weight        bias -> bias        any other leaf keeps its name and layout
+    batch_stats  mean    -> running_mean  var  -> running_var (and num_batches_tracked, which is not kept)
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcifar import models
+from jaxcifar.errors import UserError
+
+_LEAVES = {
+    ("params", "kernel"): "weight",
+    ("params", "scale"): "weight",
+    ("batch_stats", "mean"): "running_mean",
+    ("batch_stats", "var"): "running_var",
+}
+_COUNTER = "num_batches_tracked"
+
+
+def from_torch(name, state_dict, *, num_classes=10, image_size=32, **options):
+    """Return the variables of `models.create(name, num_classes, **options)` holding a state_dict's values.
+
+    state_dict: key -> torch tensor or numpy array. Returns {"params", "batch_stats"} of float32 numpy arrays.
+    Raises UserError that lists every missing, unexpected and wrongly shaped key.
+    """
+    template = _template(name, num_classes, image_size, options)
+    given = {key: _array(value) for key, value in state_dict.items() if not _is_counter(key)}
+    wanted = {torch_key(path): (path, leaf) for path, leaf in _leaves(template)}
+    problems = [f"missing {key} {_torch_shape(path, leaf.shape)}"
+                for key, (path, leaf) in wanted.items() if key not in given]
+    problems += [f"unexpected {key} {value.shape}" for key, value in given.items() if key not in wanted]
+    problems += [f"{key} has shape {given[key].shape}, expected {_torch_shape(path, leaf.shape)}"
+                 for key, (path, leaf) in wanted.items()
+                 if key in given and given[key].shape != _torch_shape(path, leaf.shape)]
+    if problems:
+        raise UserError(f"state_dict does not fit model {name!r}: {'; '.join(problems)}")
+    variables = {collection: {} for collection in template}
+    for key, (path, _) in wanted.items():
+        value = given[key].astype(np.float32)
+        _insert(variables, path, np.ascontiguousarray(_to_flax_layout(path, value)))
+    return variables
+
+
+def to_torch(name, variables, *, num_classes=10, image_size=32, num_batches_tracked=0, **options):
+    """Return the state_dict, key -> numpy array, that the PyTorch original would load.
+
+    variables: {"params", "batch_stats"} of the model. num_batches_tracked: the count written for every BatchNorm.
+    Raises UserError where the variables are not those of `models.create(name, num_classes, **options)`.
+    """
+    template = {path: leaf.shape for path, leaf in _leaves(_template(name, num_classes, image_size, options))}
+    given = {path: leaf for path, leaf in _leaves(variables) if path[0] in ("params", "batch_stats")}
+    problems = [f"missing {'/'.join(path)}" for path in template if path not in given]
+    problems += [f"unexpected {'/'.join(path)}" for path in given if path not in template]
+    problems += [f"{'/'.join(path)} has shape {given[path].shape}, expected {shape}"
+                 for path, shape in template.items() if path in given and given[path].shape != shape]
+    if problems:
+        raise UserError(f"variables are not those of model {name!r}: {'; '.join(problems)}")
+    state_dict = {}
+    for path in template:
+        value = _to_torch_layout(path, np.asarray(given[path], np.float32))
+        state_dict[torch_key(path)] = np.array(value, order="C")  # a copy: torch wants writable arrays
+        if path[0] == "batch_stats" and path[-1] == "var":
+            counter = ".".join((*path[1:-1], _COUNTER))
+            state_dict[counter] = np.asarray(num_batches_tracked, np.int64)
+    return state_dict
+
+
+def torch_key(path):
+    """Return the state_dict key of a Flax path, ("params", "layer1.0", "conv1", "kernel") for instance."""
+    return ".".join((*path[1:-1], _LEAVES.get((path[0], path[-1]), path[-1])))
+
+
+def _template(name, num_classes, image_size, options):
+    model = models.create(name, num_classes, **options)
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+
+
+def _leaves(tree, path=()):
+    """Yield (path, leaf) in the tree's order, which is the order of definition."""
+    for key, value in tree.items():
+        if hasattr(value, "items"):
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def _insert(tree, path, value):
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
+
+
+def _to_torch_layout(path, value):
+    """[kh, kw, in, out] -> [out, in, kh, kw] and [in, out] -> [out, in]; other leaves as they are."""
+    if path[-1] != "kernel":
+        return value
+    return np.moveaxis(value, (-1, -2), (0, 1))
+
+
+def _to_flax_layout(path, value):
+    if path[-1] != "kernel":
+        return value
+    return np.moveaxis(value, (0, 1), (-1, -2))
+
+
+def _torch_shape(path, shape):
+    if path[-1] != "kernel":
+        return tuple(shape)
+    return (shape[-1], shape[-2], *shape[:-2])
+
+
+def _is_counter(key):
+    return key == _COUNTER or key.endswith("." + _COUNTER)
+
+
+def _array(value):
+    """Return a numpy array of a numpy array or of a torch tensor on any device, without importing torch."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().float() if value.is_floating_point() else value.detach().cpu()
+    return np.asarray(value)

@@ -1,0 +1,217 @@
+"""fit: the training loop, read from top to bottom."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcifar import config as config_lib
+from jaxcifar import environment, host, logs, models, parallel, selection, splits
+from jaxcifar.errors import UserError
+from jaxcifar.metrics import finalize
+from jaxcifar.programs import Programs
+from jaxcifar.report import run as run_report
+from jaxcifar.run import Run
+from jaxcifar.state import NO_STEP, empty_sums
+from jaxcifar.task import create_task
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a run leaves: its folder, its final state (numpy arrays) and the content of result.json."""
+
+    workdir: pathlib.Path
+    state: Any
+    result: dict
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; its state is saved. `signum` is the signal's number."""
+
+    def __init__(self, signum):
+        super().__init__(f"interrupted by signal {signum}")
+        self.signum = signum
+
+
+class NonFiniteLoss(UserError):
+    """The loss became NaN or infinite; the last good checkpoint is kept."""
+
+    exit_code = 1
+
+
+def fit(config, workdir, *, stop=lambda: 0, stream=None):
+    """Train a model as the configuration says, or go on with the run that `workdir` holds.
+
+    Args:
+      config: configuration, see jaxcifar.config. workdir: the run's folder. stop: called between
+        compiled calls; returns the number of a signal that asks the run to stop, else 0.
+      stream: where lines go; sys.stdout if None.
+
+    Returns:
+      Summary.
+
+    Raises:
+      UserError: a mistake in the configuration, the data or the folder. NonFiniteLoss. Interrupted.
+    """
+    config_lib.validate(config)
+    configure_jax(config)
+    watch = logs.Stopwatch()
+    devices = parallel.create(config)
+    arrays = splits.load(config)
+    task = create_task(config, len(arrays.train["labels"]), arrays.num_classes)
+    run = Run(task, workdir, stream)
+    state, programs = run.state, Programs(task, devices)
+    introduce(run, task, devices, arrays)
+    train_data, held_out = devices.replicate((arrays.train, arrays.held_out))
+    live = devices.replicate(state.on_device())
+    with watch.section("compile"):
+        programs.compile(live, train_data, held_out)
+    run.log.print(f"compiled in {watch.sections['compile']:.1f} s")
+
+    epoch = int(state.epoch)
+    while epoch < config.epochs and not selection.should_stop(state.history, epoch, config):
+        lap = logs.Stopwatch()
+        first_step = int(state.step) - epoch * task.steps_per_epoch
+        with run.log.progress(total_steps=task.steps_per_epoch, epoch=epoch + 1,
+                              epochs=config.epochs, batch_size=config.batch_size) as bar:
+            live, signum = train_epoch(run, devices, programs, live, train_data, first_step, bar,
+                                       stop)
+        if signum:
+            run.save(devices.fetch(live).with_host(state))
+            run.close()
+            raise Interrupted(signum)
+        epoch += 1
+        row = train_row(task, devices, live, epoch, first_step, lap)
+        for split in splits.measured(config):
+            row |= finalize(programs.evaluate(live, held_out, arrays.spans[split])["sums"], split)
+        row["seconds"] = lap.seconds()
+        live, state = finish_epoch(task, devices, live, state, epoch, row)
+        is_best = epoch == run.best_epoch(state.history)
+        run.log.epoch(row, epochs=config.epochs, note="best" if is_best else "")
+        if run.is_due(state.history, epoch):
+            run.save(devices.fetch(live).with_host(state))
+
+    state = devices.fetch(live).with_host(state)
+    run.save(state)
+    result = measure_result(task, devices, programs, run, live, state, held_out, arrays, watch)
+    run.close()
+    return Summary(run.workdir, state, result)
+
+
+def configure_jax(config):
+    """Set what JAX reads from its own configuration: precision, host memory, compilation cache."""
+    host.configure()
+    jax.config.update("jax_default_matmul_precision",
+                      None if config.precision == "default" else config.precision)
+    folder = config.compilation_cache
+    if folder == "auto":
+        base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        folder = str(pathlib.Path(base) / "jaxcifar" / "xla")
+    jax.config.update("jax_compilation_cache_dir", folder or None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def introduce(run, task, devices, arrays):
+    """Print the parameter table and the header, and draw a grid of augmented training images."""
+    run.log.parameter_table({"params": run.state.params})
+    run.log.header(run_report.header(task, devices, arrays, run.state, run.resumed, run.workdir))
+    if parallel.is_primary():
+        run_report.samples(task, run.state, arrays, run.workdir)
+
+
+def train_epoch(run, devices, programs, live, train_data, step_in_epoch, bar, stop):
+    """Train to the end of the epoch, or until a signal asks to stop.
+
+    Returns:
+      (device state, number of the signal or 0). Raises NonFiniteLoss.
+    """
+    permutation = programs.permutation(live)
+    while (num_steps := programs.steps_at(step_in_epoch)[0]):
+        signum = parallel.agree_on(stop())
+        if signum:
+            return live, signum
+        live = programs.train(live, train_data, permutation, step_in_epoch)
+        step_in_epoch += num_steps
+        bad_step = int(devices.fetch(live.sums["bad_step"]))  # waits for the device
+        if bad_step != NO_STEP:
+            run.close()
+            raise NonFiniteLoss(
+                f"the loss is not finite at step {bad_step} (epoch {int(devices.fetch(live.epoch)) + 1}); "
+                f"the last good checkpoint is of step {run.last_saved_step or 'none'}: lower "
+                "config.optimizer.learning_rate, or set config.max_grad_norm")
+        bar.update(num_steps, lambda: _bar_metrics(devices.fetch(live.sums)))
+    return live, parallel.agree_on(stop())
+
+
+def _bar_metrics(sums):
+    means = finalize(sums, "train")
+    return {"loss": means["train_loss"], "accuracy": means["train_accuracy"]}
+
+
+def train_row(task, devices, live, epoch, first_step, lap):
+    """Return the training part of an epoch's row; the learning rate is that of its first step."""
+    images = task.steps_per_epoch * task.config.batch_size
+    images = min(images, task.num_train) - first_step * task.config.batch_size
+    start = jax.tree.map(np.asarray, devices.fetch((live.hparams, live.step)))
+    first = live.replace(hparams=start[0], step=start[1] - task.steps_per_epoch)
+    return {"epoch": epoch, "step": int(start[1]),
+            "learning_rate": float(task.learning_rate(first)),
+            **finalize(devices.fetch(live.sums), "train"),
+            "images_per_second": images / lap.seconds()}
+
+
+def finish_epoch(task, devices, live, state, epoch, row):
+    """Count the epoch, let the plateau see its metric, and clear the sums.
+
+    Returns:
+      (device state, host state): both of the new epoch; the host's arrays of the device part are
+      those of an older one, since only `history`, `plateau`, `step` and `epoch` are read from it.
+    """
+    plateau, hparams = state.plateau, live.hparams
+    if plateau is not None:
+        plateau = plateau.update(row[task.config.schedule.monitor])
+        hparams = {**hparams, "learning_rate": devices.replicate(
+            np.float32(plateau.learning_rate))}
+    live = live.replace(epoch=devices.replicate(np.int32(epoch)), hparams=hparams,
+                        sums=devices.replicate(empty_sums()))
+    state = state.replace(epoch=np.int32(epoch), step=np.int32(row["step"]), plateau=plateau,
+                          history=selection.record(state.history, epoch, row))
+    return live, state
+
+
+def measure_result(task, devices, programs, run, live, state, held_out, arrays, watch):
+    """Select an epoch by the configured rule, measure it on the test set, write result.json and plots.
+
+    Returns:
+      The content of result.json, a dict.
+    """
+    config, rows = task.config, run.log.read_rows()
+    last = programs.evaluate(live, held_out, arrays.spans["test"])
+    chosen, chosen_epoch = last, int(state.epoch)
+    if config.selection != "last":
+        chosen_epoch = selection.best_epoch(state.history, config.selection)
+        best = devices.replicate(run.restore(chosen_epoch).on_device())
+        chosen = programs.evaluate(best, held_out, arrays.spans["test"])
+    best_epoch = run.best_epoch(state.history)
+    result = {
+        "name": run.workdir.name, "dataset": config.dataset, "model": config.model.name,
+        "params": models.count_params(state.params), "seed": config.seed,
+        "config_hash": config_lib.config_hash(config),
+        "epochs": int(state.epoch), "steps": int(state.step),
+        "selection": {"rule": config.selection, "epoch": chosen_epoch,
+                      "uses_test_set": config.selection.startswith("best_test")},
+        **finalize(chosen["sums"], "test"),
+        "last": {**(rows[-1] if rows else {}), **finalize(last["sums"], "test")},
+        "best_on_validation": next((r for r in rows if r["epoch"] == best_epoch), None),
+        "seconds": {"compile": watch.sections["compile"], "total": watch.seconds(),
+                    "epochs": sum(r["seconds"] for r in rows)},
+        **environment.memory(), "environment": environment.environment(),
+    }
+    if parallel.is_primary():
+        run.log.result(result)
+        run_report.write_plots(run.workdir, config, rows, chosen["confusion"], arrays.class_names)
+        run.log.print(run_report.closing_line(result, run.workdir))
+    return result

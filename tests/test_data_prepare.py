@@ -1,0 +1,457 @@
+"""Every source gives the same TFDS folder; every defect gives one clear error and no folder."""
+
+import dataclasses
+import errno
+import os
+import pathlib
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import data_fakes as fakes
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcifar import data
+from jaxcifar.data import download, folders, prepare, specs, store
+from jaxcifar.data.prepare import prepare as run
+from jaxcifar.errors import UserError
+
+
+@pytest.fixture(params=["cifar10", "cifar100"])
+def fake(request, monkeypatch, tmp_path):
+    """(spec, splits) of a small data set of each kind."""
+    return fakes.install(monkeypatch, tmp_path, request.param)
+
+
+@pytest.fixture
+def ten(monkeypatch, tmp_path):
+    """(spec, splits) of a small cifar10."""
+    return fakes.install(monkeypatch, tmp_path)
+
+
+def leftovers(root):
+    """Everything below root but locks."""
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.suffix != ".lock")
+
+
+def refuses(name, source, root, *words):
+    """Assert one line with these words, and that nothing is left that looks prepared."""
+    with pytest.raises(UserError) as caught:
+        run(name, str(source), root)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert str(word) in message, message
+    assert leftovers(root) == []
+    with pytest.raises(UserError, match="not prepared"):
+        data.load(name, root)
+    return message
+
+
+@pytest.mark.parametrize("kind", ["python", "binary"])
+@pytest.mark.parametrize("form", ["folder", "parent", "archive", "archive in folder"])
+def test_official_files_in_every_form(fake, tmp_path, monkeypatch, kind, form):
+    spec, splits = fake
+    index = ["python", "binary"].index(kind)
+    folder = [fakes.write_python, fakes.write_binary][index](tmp_path / "src", spec, splits)
+    source = folder if form == "folder" else folder.parent
+    if form.startswith("archive"):
+        (tmp_path / "dl").mkdir()
+        path, spec = fakes.write_archive(monkeypatch, tmp_path / "dl", spec, folder, index)
+        source = path if form == "archive" else path.parent
+    lines = []
+    prepared = run(spec.name, str(source), tmp_path / "out", say=lines.append)
+    assert prepared == tmp_path / "out" / spec.name / "3.0.2"
+    assert str(source) in lines[0] and str(prepared) in lines[-1]
+    fakes.assert_holds(data.load(spec.name, tmp_path / "out"), splits)
+    assert not list((tmp_path / "out").glob(".incomplete*"))
+
+
+def test_image_folders(fake, tmp_path):
+    spec, splits = fake
+    source = fakes.write_images(tmp_path / "images", spec, splits)
+    run(spec.name, str(source), tmp_path / "out")
+    loaded = data.load(spec.name, tmp_path / "out")
+    order = {s: np.argsort(splits[s].labels, kind="stable") for s in splits}
+    in_order = {
+        s: specs.SplitArrays(splits[s].images[order[s]], splits[s].labels[order[s]]) for s in splits
+    }
+    fakes.assert_holds(loaded, in_order)
+
+
+def test_a_second_preparation_changes_nothing(ten, tmp_path):
+    spec, splits = ten
+    source = fakes.write_python(tmp_path, spec, splits)
+    folder = run("cifar10", str(source), tmp_path / "out")
+    before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+    lines = []
+    assert run("cifar10", "no such file", tmp_path / "out", say=lines.append) == folder
+    assert "prepared already" in lines[0]
+    assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("place", [
+    "home/data", "home/home/data", "home/.keras/datasets", "home/tfds/downloads/extracted/X",
+    "home/.keras/datasets/cifar-10-batches-py-target",
+])
+def test_auto_looks_where_other_libraries_keep_theirs(ten, tmp_path, monkeypatch, place):
+    spec, splits = ten
+    if place.startswith("home/home"):  # not below the working directory
+        place = place.removeprefix("home/")
+        (tmp_path / "work").mkdir()
+        monkeypatch.chdir(tmp_path / "work")
+    fakes.write_python(tmp_path / place, spec, splits)
+    with pytest.raises(UserError, match="cifar-10-batches-py"):  # load says that it is there
+        data.load("cifar10", tmp_path / "out")
+    run("cifar10", "auto", tmp_path / "out")
+    fakes.assert_holds(data.load("cifar10", tmp_path / "out"), splits)
+
+
+def test_auto_passes_over_a_damaged_copy(ten, tmp_path, monkeypatch):
+    spec, splits = ten
+    good = fakes.write_binary(tmp_path / "home" / "datasets", spec, splits)
+    bad = fakes.write_python(tmp_path / "home" / "data", spec, splits)
+    (bad / "data_batch_3").unlink()
+    monkeypatch.setattr(download, "fetch", lambda *a: pytest.fail("must not download"))
+    lines = []
+    run("cifar10", "auto", tmp_path / "out", say=lines.append)
+    assert any("not usable" in line and "data_batch_3" in line for line in lines)
+    assert any(good.name in line for line in lines)
+    fakes.assert_holds(data.load("cifar10", tmp_path / "out"), splits)
+
+
+def test_keras_archive_is_found(ten, tmp_path, monkeypatch):
+    spec, splits = ten
+    folder = fakes.write_python(tmp_path / "src", spec, splits)
+    path, spec = fakes.write_archive(monkeypatch, tmp_path, spec, folder)
+    keras = tmp_path / "home" / ".keras" / "datasets"
+    keras.mkdir(parents=True)
+    path.rename(keras / "cifar-10-batches-py.tar.gz")
+    assert folders.find_sources(spec, tmp_path / "out") == [keras / "cifar-10-batches-py.tar.gz"]
+    run("cifar10", "auto", tmp_path / "out")
+    fakes.assert_holds(data.load("cifar10", tmp_path / "out"), splits)
+
+
+# ---- defects -------------------------------------------------------------------------------------
+
+
+def test_missing_batch(fake, tmp_path):
+    spec, splits = fake
+    folder = fakes.write_python(tmp_path, spec, splits)
+    gone = spec.train_files[-1]
+    (folder / gone).unlink()
+    refuses(spec.name, folder, tmp_path / "out", folder, f"{gone} missing")
+
+
+def test_truncated_batches(ten, tmp_path):
+    spec, splits = ten
+    python = fakes.write_python(tmp_path, spec, splits) / "data_batch_2"
+    python.write_bytes(python.read_bytes()[:-5000])
+    refuses("cifar10", python.parent, tmp_path / "out", python, "truncated")
+    binary = fakes.write_binary(tmp_path, spec, splits) / "test_batch.bin"
+    binary.write_bytes(binary.read_bytes()[:-7])
+    refuses("cifar10", binary.parent, tmp_path / "out", binary, "truncated")
+    binary.write_bytes(b"")
+    refuses("cifar10", binary.parent, tmp_path / "out", binary, "truncated")
+
+
+def test_a_batch_cut_at_a_record_is_noticed_by_the_count(ten, tmp_path):
+    spec, splits = ten
+    folder = fakes.write_binary(tmp_path, spec, splits)
+    file = folder / "data_batch_1.bin"
+    file.write_bytes(file.read_bytes()[: -2 * 3073])
+    refuses("cifar10", folder, tmp_path / "out", folder, "100 images", "[98, 32, 32, 3]")
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.98])
+def test_truncated_archive(ten, tmp_path, monkeypatch, keep):
+    spec, splits = ten
+    folder = fakes.write_python(tmp_path / "src", spec, splits)
+    path, spec = fakes.write_archive(monkeypatch, tmp_path, spec, folder)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep)])
+    refuses("cifar10", path, tmp_path / "out", path, "md5", spec.archives[0].md5)
+    renamed = path.rename(tmp_path / "mine.tar.gz")  # no official name: no md5 to compare
+    refuses("cifar10", renamed, tmp_path / "out", renamed, "truncated")
+
+
+def test_an_altered_official_archive_is_refused_by_md5(ten, tmp_path, monkeypatch):
+    spec, splits = ten
+    path, spec = fakes.write_archive(
+        monkeypatch, tmp_path, spec, fakes.write_python(tmp_path / "src", spec, splits)
+    )
+    archive = dataclasses.replace(spec.archives[0], md5="0" * 32)
+    monkeypatch.setitem(
+        specs.SPECS, "cifar10", dataclasses.replace(spec, archives=(archive, spec.archives[1]))
+    )
+    refuses("cifar10", path, tmp_path / "out", path, "md5", "0" * 32)
+
+
+def test_no_archive_and_no_such_path(ten, tmp_path):
+    text = tmp_path / "notes.txt"
+    text.write_text("hello")
+    refuses("cifar10", text, tmp_path / "out", text, "no tar archive")
+    refuses("cifar10", tmp_path / "nowhere", tmp_path / "out", "nowhere", "no such file")
+    (tmp_path / "empty").mkdir()
+    refuses("cifar10", tmp_path / "empty", tmp_path / "out", "holds no cifar10",
+            "cifar-10-batches-py")
+
+
+@pytest.mark.parametrize("bad", [10, -1, 255])
+def test_wrong_label_range(ten, tmp_path, bad):
+    spec, splits = ten
+    splits["train"].labels[3] = bad
+    folder = fakes.write_python(tmp_path, spec, splits)
+    refuses("cifar10", folder, tmp_path / "out", folder / "data_batch_1", "expected 0 to 9")
+
+
+def test_wrong_labels_per_class(fake, tmp_path):
+    spec, splits = fake
+    labels = splits["test"].labels
+    labels[0] = (labels[0] + 1) % spec.num_classes
+    if spec.coarse_names:
+        splits["test"].coarse_labels[0] = spec.coarse_of_class[labels[0]]
+    folder = fakes.write_binary(tmp_path, spec, splits)
+    refuses(spec.name, folder, tmp_path / "out", folder, "test images of class",
+            f"expected {spec.test_per_class}")
+
+
+def test_coarse_labels_must_fit_the_fine_ones(monkeypatch, tmp_path):
+    spec, splits = fakes.install(monkeypatch, tmp_path, "cifar100")
+    splits["train"].coarse_labels[5] = (splits["train"].coarse_labels[5] + 1) % 20
+    folder = fakes.write_binary(tmp_path, spec, splits)
+    refuses("cifar100", folder, tmp_path / "out", folder, "coarse labels")
+
+
+def test_other_images_are_refused_by_their_mean(ten, tmp_path):
+    spec, splits = ten
+    darker = dataclasses.replace(splits["train"], images=splits["train"].images // 2)
+    folder = fakes.write_python(tmp_path, spec, {**splits, "train": darker})
+    refuses("cifar10", folder, tmp_path / "out", folder, "training mean is 0.24")
+
+
+@pytest.mark.parametrize("given, asked", [("cifar10", "cifar100"), ("cifar100", "cifar10")])
+def test_the_other_dataset_is_recognised(monkeypatch, tmp_path, given, asked):
+    spec, splits = fakes.install(monkeypatch, tmp_path, given)
+    folder = fakes.write_python(tmp_path / "src", spec, splits)
+    path, _ = fakes.write_archive(monkeypatch, tmp_path, spec, folder)
+    for source in (folder, folder.parent, path):
+        refuses(asked, source, tmp_path / "out", f"run with --dataset {given}")
+
+
+def test_other_class_names_are_refused(ten, tmp_path):
+    spec, splits = ten
+    renamed = dataclasses.replace(spec, class_names=("plane", *spec.class_names[1:]))
+    folder = fakes.write_binary(tmp_path, renamed, splits)
+    refuses("cifar10", folder, tmp_path / "out", folder, "plane", "airplane")
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+def test_pickles_that_call_functions_are_refused(ten, tmp_path):
+    spec, splits = ten
+    folder = fakes.write_python(tmp_path, spec, splits)
+    (folder / "data_batch_1").write_bytes(pickle.dumps({b"data": _Evil()}, protocol=2))
+    refuses("cifar10", folder, tmp_path / "out", folder / "data_batch_1", "refused")
+    assert not pathlib.Path("owned").exists()
+
+
+def python2_pickle(images, labels):
+    """Pickle a batch by hand as Python 2's cPickle with numpy 1 did: byte strings, old names."""
+    def string(value):
+        return b"T" + len(value).to_bytes(4, "little") + value
+
+    def number(value):
+        return b"J" + int(value).to_bytes(4, "little", signed=True)
+
+    dtype = (b"cnumpy\ndtype\n(" + string(b"u1") + number(0) + number(1) + b"tR(" + number(3)
+             + string(b"|") + b"NNN" + number(-1) + number(-1) + number(0) + b"tb")
+    array = (b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(" + number(0) + b"t"
+             + string(b"b") + b"tR(" + number(1) + b"(" + number(len(images)) + number(3072) + b"t"
+             + dtype + b"I00\n" + string(images.tobytes()) + b"tb")
+    numbers = b"](" + b"".join(number(label) for label in labels) + b"e"
+    return b"\x80\x02}(" + string(b"data") + array + string(b"labels") + numbers + b"u."
+
+
+def test_pickles_written_by_python_2_as_the_official_ones_are(ten, tmp_path):
+    spec, splits = ten
+    folder = fakes.write_python(tmp_path, spec, splits)
+    for file in ("data_batch_1", "test_batch"):
+        batch = pickle.loads((folder / file).read_bytes(), encoding="bytes")
+        old = python2_pickle(batch[b"data"], batch[b"labels"])
+        assert pickle.loads(old, encoding="bytes").keys() == {b"data", b"labels"}
+        (folder / file).write_bytes(old)
+    run("cifar10", str(folder), tmp_path / "out")
+    fakes.assert_holds(data.load("cifar10", tmp_path / "out"), splits)
+
+
+def test_image_folder_defects(ten, tmp_path):
+    spec, splits = ten
+    source = fakes.write_images(tmp_path / "images", spec, splits)
+    victim = sorted((source / "train" / "cat").iterdir())[0]
+    good = victim.read_bytes()
+    Image.new("RGB", (33, 32)).save(victim)
+    refuses("cifar10", source, tmp_path / "out", victim, "33x32", "32x32")
+    victim.write_bytes(good[:60])
+    refuses("cifar10", source, tmp_path / "out", victim, "no readable image")
+    victim.unlink()
+    refuses("cifar10", source, tmp_path / "out", "cat", "9 images", "expected 10")
+    victim.write_bytes(good)
+    (source / "test" / "dog").rename(source / "test" / "dogs")
+    refuses("cifar10", source, tmp_path / "out", "dogs", "did you mean 'dog'")
+
+
+# ---- disk and interruption -----------------------------------------------------------------------
+
+
+def test_disk_full(ten, tmp_path, monkeypatch):
+    spec, splits = ten
+    folder = fakes.write_python(tmp_path, spec, splits)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    # array_record reports it as a RuntimeError with this text (seen on a full tmpfs)
+    wrapped = RuntimeError("Failed to finalize: write() failed: No space left on device; at byte 1")
+    for error in (full, wrapped):
+        with monkeypatch.context() as patch:
+            patch.setattr(store.builders, "encode_png", lambda image, e=error: (_ for _ in ()).throw(e))
+            refuses("cifar10", folder, tmp_path / "out", tmp_path / "out", "disk is full", "--data_dir")
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: usage)
+    refuses("cifar10", folder, tmp_path / "out", "0 MB free", "--data_dir")
+
+
+def test_a_failure_of_tfds_leaves_nothing(ten, tmp_path, monkeypatch):
+    folder = fakes.write_python(tmp_path, *ten)
+    calls = []
+
+    def fail_late(image):
+        calls.append(1)
+        if len(calls) == 70:
+            raise ValueError("a strange failure\nof many lines")
+        return png(image)
+
+    png = store.builders.encode_png
+    monkeypatch.setattr(store.builders, "encode_png", fail_late)
+    refuses("cifar10", folder, tmp_path / "out", "a strange failure")
+
+
+def test_what_was_written_is_compared(ten, tmp_path, monkeypatch):
+    folder = fakes.write_python(tmp_path, *ten)
+    png = store.builders.encode_png
+    monkeypatch.setattr(store.builders, "encode_png", lambda image: png(image[::-1]))
+    refuses("cifar10", folder, tmp_path / "out", "reads back differently")
+
+
+def test_things_in_the_way(ten, tmp_path):
+    folder = fakes.write_python(tmp_path, *ten)
+    file = tmp_path / "file"
+    file.write_text("")
+    for root in (file, file / "below"):
+        with pytest.raises(UserError, match=r"file.*in the way.*--data_dir"):
+            run("cifar10", str(folder), root)
+    for target in ("a/cifar10/3.0.2", "b/cifar10"):
+        path = tmp_path / target
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+        with pytest.raises(UserError, match="in the way") as caught:
+            run("cifar10", str(folder), tmp_path / target[0])
+        assert str(path) in str(caught.value)
+        assert path.read_text() == ""
+    half = tmp_path / "c" / "cifar10" / "3.0.2"  # not ours to delete
+    half.mkdir(parents=True)
+    (half / "precious").write_text("")
+    with pytest.raises(UserError, match="in the way"):
+        run("cifar10", str(folder), tmp_path / "c")
+    assert (half / "precious").exists()
+
+
+def test_unwritable_directory(ten, tmp_path, monkeypatch):
+    folder = fakes.write_python(tmp_path, *ten)
+
+    def deny(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(folders.tempfile, "mkdtemp", lambda prefix, dir: deny(dir))
+    refuses("cifar10", folder, tmp_path / "out", tmp_path / "out", "not writable", "TFDS_DATA_DIR")
+
+
+_SLOW = """
+    import sys, time, pathlib
+    sys.path[:0] = sys.argv[2:4]
+    import pytest
+    import data_fakes as fakes
+    from jaxcifar.data import builders, prepare
+    root = pathlib.Path(sys.argv[1])
+    spec, splits = fakes.install(pytest.MonkeyPatch(), root)
+    png = builders.encode_png
+    def slow(image):
+        print("encoding", flush=True)
+        time.sleep(0.1)
+        return png(image)
+    builders.encode_png = slow
+    prepare.prepare("cifar10", str(root / "cifar-10-batches-py"), root / "out")
+"""
+
+
+def test_killed_while_writing(ten, tmp_path):
+    """SIGKILL leaves only a hidden directory, which the next preparation removes."""
+    here = pathlib.Path(__file__).resolve().parent
+    folder = fakes.write_python(tmp_path, *ten)
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(_SLOW), str(tmp_path), str(here), str(here.parent)],
+        stdout=subprocess.PIPE, text=True, cwd=tmp_path,
+    )
+    try:
+        assert child.stdout.readline() == "encoding\n"
+        time.sleep(0.3)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    out = tmp_path / "out"
+    assert not (out / "cifar10").exists()
+    assert len(list(out.glob(".incomplete_cifar10_*"))) == 1
+    with pytest.raises(UserError, match="not prepared"):
+        data.load("cifar10", out)
+    run("cifar10", str(folder), out)
+    assert not list(out.glob(".incomplete*"))
+    fakes.assert_holds(data.load("cifar10", out), ten[1])
+
+
+def test_interrupted_from_the_keyboard(ten, tmp_path, monkeypatch):
+    folder = fakes.write_python(tmp_path, *ten)
+
+    def interrupt(image):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.builders, "encode_png", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run("cifar10", str(folder), tmp_path / "out")
+    assert leftovers(tmp_path / "out") == []
+    run("cifar10", str(folder), tmp_path / "out")
+
+
+# ---- the script ----------------------------------------------------------------------------------
+
+
+def test_script_prints_one_line_on_an_error(tmp_path):
+    root = pathlib.Path(__file__).resolve().parent.parent
+    command = [sys.executable, str(root / "scripts" / "prepare_data.py"), "--dataset", "cifar10",
+               "--source", str(tmp_path / "none"), "--data_dir", str(tmp_path / "out")]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: --source") and done.stderr.count("\n") == 1
+
+
+def test_shapes32_needs_no_source(monkeypatch, tmp_path):
+    fakes.install(monkeypatch, tmp_path, "shapes32")
+    assert prepare.prepare("shapes32", data_dir=tmp_path / "out").name == "1.0.0"

@@ -1,0 +1,146 @@
+"""The invariants of a run: reproducible, independent of devices and of grouping, resumable."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from jaxcifar import config as config_lib
+from jaxcifar import train
+from jaxcifar.errors import UserError
+
+# Float32 rounding, grown over a few steps of training with BatchNorm.
+CLOSE = {"rtol": 2e-4, "atol": 2e-5}
+
+
+def assert_same_bits(a, b):
+    """Check that two pytrees are equal bit for bit."""
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_same_rows(a, b):
+    """Check two runs' rows: counts and rates equal, losses to float32 rounding."""
+    assert [r["step"] for r in a] == [r["step"] for r in b]
+    for ours, theirs in zip(a, b, strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            np.testing.assert_allclose(value, theirs[key], err_msg=key, **CLOSE)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """A run on one device, one step per call: (Summary, rows)."""
+    with pytest.MonkeyPatch.context() as patch:
+        return tiny.fit(tiny.tiny_config(), tmp_path_factory.mktemp("single"), patch)
+
+
+def test_same_config_and_seed_give_the_same_bits(single, tmp_path, monkeypatch):
+    again, rows = tiny.fit(tiny.tiny_config(), tmp_path, monkeypatch)
+    assert rows == single[1]
+    assert_same_bits(again.state, single[0].state)
+
+
+def test_another_seed_gives_another_run(single, tmp_path, monkeypatch):
+    _, rows = tiny.fit(tiny.tiny_config(seed=1, epochs=1), tmp_path, monkeypatch)
+    assert rows[0]["train_loss"] != single[1][0]["train_loss"]
+
+
+@pytest.mark.parametrize(("kind", "count"), [
+    ("pmap", 1), ("pmap", 2), ("pmap", 8), ("shard_map", 4), ("shard_map", 8)])
+def test_the_number_of_devices_changes_nothing(kind, count, single, tmp_path, monkeypatch):
+    # The last batch of 4 does not divide by 8: it is padded and masked there.
+    config = tiny.tiny_config(parallel=kind, num_devices=count)
+    summary, rows = tiny.fit(config, tmp_path, monkeypatch)
+    assert_same_rows(rows, single[1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-3, atol=5e-4),
+                 summary.state.params, single[0].state.params)
+
+
+@pytest.mark.parametrize("steps", ["2", "epoch"])
+def test_the_grouping_of_steps_changes_nothing(steps, single, tmp_path, monkeypatch):
+    _, rows = tiny.fit(tiny.tiny_config(steps_per_call=steps), tmp_path, monkeypatch)
+    assert_same_rows(rows, single[1])
+
+
+def test_mixing_dropout_and_ema_do_not_see_the_devices(tmp_path, monkeypatch):
+    fields = {"augment": "crop(2)|flip|cutmix(1.0)", "ema_decay": 0.9, "label_smoothing": 0.1,
+              "model": config_lib.model("cnn3", dropout=0.5), "optimizer__learning_rate": 0.01,
+              "epochs": 1}
+    one, rows = tiny.fit(tiny.tiny_config(**fields), tmp_path / "1", monkeypatch)
+    eight, rows_8 = tiny.fit(tiny.tiny_config(parallel="pmap", num_devices=8, **fields),
+                             tmp_path / "8", monkeypatch)
+    assert_same_rows(rows_8, rows)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE),
+                 one.state.ema, eight.state.ema)
+
+
+def test_replica_batch_norm_differs_from_global(single, tmp_path, monkeypatch):
+    config = tiny.tiny_config(parallel="pmap", num_devices=8, bn_sync="replica", epochs=1,
+                              batch_size=64, drop_last=True)
+    _, rows = tiny.fit(config, tmp_path, monkeypatch)
+    _, whole = tiny.fit(tiny.tiny_config(epochs=1, batch_size=64, drop_last=True),
+                        tmp_path / "global", monkeypatch)
+    assert abs(rows[0]["train_loss"] - whole[0]["train_loss"]) > 1e-3
+    assert np.isfinite(rows[0]["val_loss"])
+
+
+class StopAfter:
+    """Ask for a stop, with SIGTERM's number, at the n-th question."""
+
+    def __init__(self, calls):
+        self.left = calls
+
+    def __call__(self):
+        self.left -= 1
+        return 15 if self.left < 0 else 0
+
+
+@pytest.mark.parametrize("calls", [2, 4, 5, 7])
+def test_interrupted_and_resumed_equals_uninterrupted(calls, single, tmp_path, monkeypatch):
+    with pytest.raises(train.Interrupted) as caught:
+        tiny.fit(tiny.tiny_config(), tmp_path, monkeypatch, stop=StopAfter(calls))
+    assert caught.value.signum == 15
+    summary, rows = tiny.fit(tiny.tiny_config(), tmp_path, monkeypatch)
+    assert rows == single[1]
+    assert_same_bits(summary.state, single[0].state)
+    assert summary.result["test_accuracy"] == single[0].result["test_accuracy"]
+
+
+def test_a_run_resumes_on_another_number_of_devices(single, tmp_path, monkeypatch):
+    with pytest.raises(train.Interrupted):
+        tiny.fit(tiny.tiny_config(), tmp_path, monkeypatch, stop=StopAfter(6))
+    config = tiny.tiny_config(parallel="pmap", num_devices=4)
+    _, rows = tiny.fit(config, tmp_path, monkeypatch)
+    assert_same_rows(rows, single[1])
+
+
+def test_a_damaged_newest_checkpoint_falls_back(single, tmp_path, monkeypatch):
+    with pytest.raises(train.Interrupted):
+        tiny.fit(tiny.tiny_config(), tmp_path, monkeypatch, stop=StopAfter(6))
+    newest = max((tmp_path / "checkpoints").iterdir(), key=lambda p: int(p.name))
+    largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    largest.write_bytes(bytes(content))
+    with pytest.warns(UserWarning, match="is damaged"):
+        summary, rows = tiny.fit(tiny.tiny_config(), tmp_path, monkeypatch)
+    assert rows == single[1]
+    assert_same_bits(summary.state, single[0].state)
+
+
+def test_another_configuration_is_refused(tmp_path, monkeypatch):
+    tiny.fit(tiny.tiny_config(epochs=1), tmp_path, monkeypatch)
+    with pytest.raises(UserError, match="config.optimizer.momentum: 0.9 there, 0.5 here"):
+        tiny.fit(tiny.tiny_config(epochs=1, optimizer__momentum=0.5), tmp_path, monkeypatch)
+
+
+def test_every_test_image_counts_once(single, tmp_path, monkeypatch):
+    # 50 test and 20 validation images in batches of 32, whatever the devices: 20 and 50 counted.
+    for row in single[1]:
+        assert (row["val_accuracy"] * 20 / 100) == pytest.approx(round(row["val_accuracy"] * 0.2))
+    accuracy = single[0].result["test_accuracy"] * 50 / 100
+    assert accuracy == pytest.approx(round(accuracy))
+    config = tiny.tiny_config(eval_batch_size=1000)
+    summary, _ = tiny.fit(config, tmp_path, monkeypatch)
+    assert summary.result["test_accuracy"] == single[0].result["test_accuracy"]
+    np.testing.assert_allclose(summary.result["test_loss"], single[0].result["test_loss"], rtol=1e-5)

@@ -1,0 +1,80 @@
+"""The house's floors: a module imports only from its own or a lower one, and some names stay in one file."""
+
+import ast
+import pathlib
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "jaxcifar"
+
+# Floor of every module; a package's modules share its floor unless they are named themselves.
+FLOORS = {
+    "errors": 0,
+    "config": 1, "optim": 1, "schedules": 1, "plateau": 1, "metrics": 1, "streams": 1,
+    "selection": 1, "augment": 1, "models": 1,
+    "task": 2, "state": 2, "steps": 2, "epoch": 2,
+    "data": 3, "splits": 3, "parallel": 3, "checkpoint": 3, "torch_weights": 3, "logs": 3,
+    "run_folder": 3, "environment": 3, "event_files": 3, "host": 3, "programs": 3, "run": 3,
+    "train": 4, "main": 4, "report": 4,
+}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path):
+    """Return the dotted names that a module imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(path):
+    """Return the top-level name under jaxcifar of a module file."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_its_floor_or_below(path):
+    if path == PACKAGE / "__init__.py":
+        assert not imports(path), "the package's __init__ imports nothing"
+        return
+    assert room(path) in FLOORS, f"{room(path)}: give it a floor"
+    floor = FLOORS[room(path)]
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "jaxcifar" and len(parts) > 1:
+            assert FLOORS[parts[1]] <= floor, f"{path.name} (floor {floor}) imports {name}"
+
+
+@pytest.mark.parametrize(("package", "owners"), [
+    ("orbax", {"checkpoint"}),
+    ("time", {"logs", "data"}),  # data: waits between the attempts of a download
+    ("tensorflow", {"data"}),  # only to read a folder that was prepared as tfrecord
+    ("torch", {"torch_weights"}),
+    ("tensorflow_datasets", {"data"}),
+])
+def test_some_packages_have_one_owner(package, owners):
+    users = {room(path) for path in MODULES
+             if any(name.split(".")[0] == package for name in imports(path))}
+    assert users <= owners
+
+
+def test_files_stay_readable():
+    for path in MODULES:
+        limit = 200 if "models" in path.parts and path.name not in ("layers.py", "conv.py") else 400
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= limit, f"{path.name} has {len(lines)} lines"
+        assert path.name != "utils.py"
+
+
+def test_public_functions_have_docstrings():
+    missing = []
+    for path in MODULES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        missing += [f"{path.name}: {node.name}" for node in tree.body
+                    if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+                    and not node.name.startswith("_") and not ast.get_docstring(node)]
+    assert not missing

@@ -1,0 +1,92 @@
+"""The command line: exit codes, one-line errors, signals, and the run folder that quickstart leaves."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SMALL = ["--config.model.channels=(4,8,8)", "--config.model.stem_width=4", "--config.progress=False"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """An environment with a data folder and a compilation cache of its own."""
+    folder = tmp_path_factory.mktemp("home")
+    return os.environ | {"TFDS_DATA_DIR": str(folder / "data"), "XDG_CACHE_HOME": str(folder),
+                         "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+
+
+def start(environment, workdir, *arguments, config="configs/quickstart.py"):
+    """Start jaxcifar.main in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxcifar.main", f"--config={config}", f"--workdir={workdir}",
+         *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True)
+
+
+def finish(process, timeout=240):
+    """Return (exit code, stdout, stderr) once the process has ended."""
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def wait_for_rows(workdir, count, process):
+    """Wait until metrics.jsonl holds `count` rows."""
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    for _ in range(2400):
+        if path.exists() and len(path.read_text().splitlines()) >= count:
+            return
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        time.sleep(0.1)
+    raise AssertionError(f"no {count} rows in four minutes")
+
+
+def test_quickstart_is_stopped_resumed_and_leaves_a_run_folder(environment, tmp_path):
+    small = [*SMALL, "--config.epochs=3", "--config.batch_size=250"]
+    for signum, rows in ((signal.SIGTERM, 1), (signal.SIGINT, 2)):
+        process = start(environment, tmp_path, *small)
+        wait_for_rows(tmp_path, rows, process)
+        process.send_signal(signum)
+        code, _, err = finish(process)
+        assert code == 128 + signum, err
+        assert "start the same command again" in err and "Traceback" not in err
+    code, out, err = finish(start(environment, tmp_path, *small))
+    assert code == 0, err
+    assert "resumed after epoch 2" in out
+    files = {p.name for p in tmp_path.iterdir()}
+    assert files >= {"config.json", "metrics.jsonl", "result.json", "checkpoints", "tensorboard",
+                     "curves.png", "confusion_matrix.png", "samples.png"}
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["epochs"] == 3 and result["test_accuracy"] > 12
+    assert [json.loads(r)["epoch"] for r in (tmp_path / "metrics.jsonl").open()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--config.selection=best_val_los"], "did you mean 'best_val_loss'"),
+    (["--config.augment=flop"], "flip"),
+    (["--config.batch_sise=64"], "batch_size"),
+])
+def test_a_mistake_is_one_line_and_an_exit_code(arguments, message, environment, tmp_path):
+    code, _, err = finish(start(environment, tmp_path / "run", *arguments))
+    assert code in (1, 2)
+    assert message in err and "Traceback" not in err
+    assert len(err.strip().splitlines()) <= 2, err
+
+
+def test_a_file_in_the_way_of_the_workdir(environment, tmp_path):
+    (tmp_path / "run").write_text("in the way")
+    code, _, err = finish(start(environment, tmp_path / "run"))
+    assert code == 2 and str(tmp_path / "run") in err and "Traceback" not in err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(environment, tmp_path):
+    code, _, err = finish(start(environment, tmp_path, *SMALL, "--config.batch_size=250",
+                                "--config.optimizer.learning_rate=1e30"))
+    assert code == 1, err
+    assert "the loss is not finite at step" in err and "learning_rate" in err

@@ -1,0 +1,116 @@
+"""The registry: names, options, parameter counts, types, one compilation per shape."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcifar import models
+from jaxcifar.errors import UserError
+
+IMAGES = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+
+
+def shapes(name, **options):
+    """Shapes of a model's variables and logits, without computing anything."""
+    model = models.create(name, **options)
+    return jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False), IMAGES)
+
+
+BASE = {"blocks": [2, 2, 2, 2], "shortcut_kernel": 1}
+
+
+@pytest.mark.parametrize("name,options,expected", [
+    ("resnet5m", {}, 4951338),
+    ("resnet5m", {"channels": [64, 128, 128, 256], "blocks": [5, 4, 3, 2]}, 4951338),
+    ("resnet5m", {"channels": [32, 64, 128, 256], "blocks": [10, 8, 6, 2]}, 4915754),
+    ("resnet5m", {"channels": [32, 128, 128, 256], "blocks": [10, 4, 4, 2]}, 4988586),
+    ("resnet5m", {"channels": [32, 64, 128, 128, 256], "blocks": [5, 4, 4, 3, 2]}, 4970154),
+    ("resnet5m", BASE | {"channels": [32, 64, 128, 256]}, 2797610),
+    ("resnet5m", BASE | {"channels": [64, 64, 128, 256]}, 2912682),
+    ("resnet5m", BASE | {"channels": [32, 128, 128, 256]}, 3232426),
+    ("resnet5m", BASE | {"channels": [32, 64, 256, 256]}, 4535594),
+    ("resnet5m", BASE | {"channels": [32, 64, 128, 372]}, 4915306),
+    ("resnet18", {}, 11173962),
+    ("cnn3", {}, 93248 + 512 * 512 + 512 + 512 * 40 + 40 + 40 * 10 + 10),
+])
+def test_parameter_counts(name, options, expected):
+    logits, variables = shapes(name, **options)
+    assert models.count_params(variables["params"]) == expected
+    assert logits.shape == (2, 10) and logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("kernel,millions", [(1, 2.8), (2, 2.9), (3, 3.1)])
+def test_shortcut_kernels_give_the_reports_sizes(kernel, millions):
+    _, variables = shapes("resnet5m", channels=[32, 64, 128, 256], blocks=[2] * 4, shortcut_kernel=kernel)
+    assert round(models.count_params(variables["params"]) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("options", [
+    {"pool": 2}, {"kernel_size": 5}, {"stem_width": 16, "stem_kernel": 5}, {"channels": [8, 16, 32]},
+    {"shortcut_kernel": 2, "channels": [8, 16, 16, 32]}])
+def test_every_option_changes_the_shapes_and_still_fits(options):
+    base = {"channels": [4, 8, 8, 8]}
+    merged = base | options
+    merged["blocks"] = [1] * len(merged["channels"])
+    logits, variables = shapes("resnet5m", **merged)
+    _, plain = shapes("resnet5m", **base, blocks=[1] * 4)
+    assert logits.shape == (2, 10)
+    assert models.count_params(variables) != models.count_params(plain)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_model_describes_itself_and_is_hashable(name):
+    model = models.create(name, 7, dtype=jnp.bfloat16)
+    assert model.__doc__ and model.num_classes == 7
+    options = models.options(name)
+    assert models.create(name, 7, dtype=jnp.bfloat16, **options) == model
+    assert hash(model) == hash(models.create(name, 7, dtype=jnp.bfloat16))
+
+
+def test_unknown_names_and_options_suggest_the_nearest():
+    with pytest.raises(UserError, match=r"unknown model 'resnet5' \(did you mean 'resnet5m'\?\); known: "):
+        models.create("resnet5")
+    with pytest.raises(UserError, match=r"no option 'chanels' \(did you mean 'channels'\?\); its options: "):
+        models.create("resnet5m", chanels=[1])
+
+
+def test_different_numbers_of_widths_and_blocks_are_refused():
+    with pytest.raises(ValueError, match="different numbers of stages"):
+        shapes("resnet5m", channels=[8, 8], blocks=[1])
+
+
+SMALL = {"resnet5m": {"channels": [4, 6], "blocks": [1, 1], "stem_width": 4}, "cnn3": {"filters": [4, 4, 8]}}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bfloat16_forward_is_finite_and_near_float32(name):
+    images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+    logits = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model = models.create(name, dtype=dtype, **SMALL[name])
+        variables = model.init(jax.random.key(0), images, train=False)
+        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+        out, new = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        assert {leaf.dtype for leaf in jax.tree.leaves(new)} <= {jnp.dtype("float32")}
+        logits[dtype] = out
+        assert out.dtype == jnp.float32
+    scale = np.abs(logits[jnp.float32]).max()
+    np.testing.assert_allclose(logits[jnp.bfloat16], logits[jnp.float32], atol=0.06 * scale)
+    assert not np.array_equal(logits[jnp.bfloat16], logits[jnp.float32])
+
+
+def test_one_trace_per_shape():
+    model = models.create("cnn3", **SMALL["cnn3"], dropout=0.5)
+    images = jnp.zeros((2, 32, 32, 3))
+    variables = model.init(jax.random.key(0), images, train=False)
+    traces = []
+
+    @jax.jit
+    def forward(variables, images, key):
+        traces.append(images.shape)
+        return model.apply(variables, images, train=True, rngs={"dropout": key})
+    for seed in range(3):
+        forward(variables, images, jax.random.key(seed))
+    forward(variables, images[:1], jax.random.key(0))
+    assert traces == [(2, 32, 32, 3), (1, 32, 32, 3)]
