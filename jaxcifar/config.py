@@ -1,17 +1,17 @@
 """The configuration: every field declared once, checked once, hashed once.
 
-A file in configs/ starts from `default()`, changes what its report changes, and returns it; the command
-line overrides single fields (`--config.seed=3`). A field that is not declared here does not exist.
+A file in configs/ starts from `default()`, changes what its report changes, and returns it; the
+command line overrides single fields (`--config.seed=3`). A field that is not declared here does not
+exist.
 """
 
-import difflib
 import hashlib
 import json
 import math
 
 from ml_collections import ConfigDict
 
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, unknown
 
 # Fields that say where and how fast a run goes, never what it computes: a run may be resumed with
 # other values of these (invariants 2 and 4).
@@ -143,31 +143,23 @@ def model(name, **options):
 
 
 def choose(variant, table):
-    """Return `table[variant]`; raise UserError with the nearest name and all names when it is unknown."""
+    """Return `table[variant]`; UserError with the nearest name when there is no such variant."""
     if variant not in table:
-        raise UserError(f"unknown variant '{variant}'{nearest(variant, table)}; there are: "
-                        f"{', '.join(table)}")
+        raise UserError(unknown("variant", variant, table))
     return table[variant]
-
-
-def nearest(name, known):
-    """Return " (did you mean 'x'?)" for the closest of `known`, or "" when nothing is close."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def validate(config):
     """Check a configuration's values.
 
     Raises:
-      UserError: a field is unknown, missing or out of its range; names the field and what is allowed.
+      UserError: a field is unknown, missing or out of its range; it is named, with what is allowed.
     """
     declared = default()
     _check_fields(config, declared, "")
     for field, allowed in _CHOICES.items():
         if config[field] not in allowed:
-            raise UserError(f"config.{field} = {config[field]!r}: must be one of "
-                            f"{', '.join(allowed)}{nearest(config[field], allowed)}")
+            raise UserError(unknown(f"value of config.{field}", config[field], allowed))
     for field in ("epochs", "batch_size", "eval_batch_size", "accumulate_steps",
                   "save_every_epochs"):
         _require(config[field] >= 1, field, config[field], "at least 1")
@@ -216,8 +208,7 @@ def differences(ours, theirs):
 def _check_fields(config, declared, prefix):
     for key in config:
         if key not in declared:
-            raise UserError(f"unknown config field '{prefix}{key}'{nearest(key, declared)}; "
-                            "jaxcifar/config.py lists them all")
+            raise UserError(unknown(f"field in config{prefix and '.' + prefix[:-1]}", key, declared))
         if isinstance(declared[key], ConfigDict) and key != "model":
             _check_fields(config[key], declared[key], f"{prefix}{key}.")
     for key in declared:

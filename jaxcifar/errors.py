@@ -1,5 +1,7 @@
 """The one exception type that a user's mistake or environment raises."""
 
+import difflib
+
 
 class UserError(Exception):
     """Report a mistake that the user can mend, in one line.
@@ -9,3 +11,15 @@ class UserError(Exception):
     """
 
     exit_code = 2
+
+
+def unknown(what, name, known):
+    """Return the message for a name that does not exist: "unknown WHAT 'NAME' (did you mean ...?)".
+
+    what: str, the kind of thing. name: what the user wrote. known: the names there are; the nearest is
+    suggested and all are listed.
+    """
+    known = [str(k) for k in known]
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"unknown {what} {name!r}{hint}; there are: {', '.join(known) or 'none'}"

@@ -5,7 +5,6 @@ outside, in `apply_updates`, so that one value serves the update, the log line a
 weight decay is an argument of every update. Both may be traced: one program serves a whole sweep.
 """
 
-import difflib
 import inspect
 import math
 import re
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, unknown
 
 
 def create(
@@ -121,9 +120,7 @@ def ema_update(ema, new, decay, step=None, *, warmup=False):
 
 def _check_name(name):
     if name not in OPTIMIZERS:
-        close = difflib.get_close_matches(str(name), OPTIMIZERS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose from {sorted(OPTIMIZERS)}"
-        raise UserError(f"unknown optimizer {name!r}: {hint}")
+        raise UserError(unknown("optimizer", name, OPTIMIZERS))
 
 
 def _check_options(momentum, dampening, nesterov, betas, eps):
@@ -162,15 +159,6 @@ def _adamw(*, decay, betas, eps, **_):
 OPTIMIZERS = {"sgd": _sgd, "adam": _adam, "adamw": _adamw}
 
 
-def _stateless(update):
-    """Wrap update(updates, params, **extra_args) -> updates as a transformation."""
-
-    def update_fn(updates, state, params=None, **extra_args):
-        return update(updates, params, **extra_args), state
-
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update_fn)
-
-
 def _add_weight_decay(exclude):
     """Add weight_decay * p to the updates of the parameters whose path `exclude` does not match."""
     try:
@@ -203,12 +191,13 @@ def _clip_by_torch_norm(max_norm):
     optax.clip_by_global_norm has no 1e-6. A NaN or infinite norm spreads, as in torch.
     """
 
-    def update(updates, params, **_):
+    def update(updates, state, params=None, **_):
         del params
-        scale = jnp.minimum(max_norm / (optax.tree.norm(updates) + 1e-6), 1.0)
-        return jax.tree.map(lambda u: u * scale, updates)
+        norm = jnp.sqrt(sum(jnp.sum(u * u) for u in jax.tree.leaves(updates)))
+        scale = jnp.minimum(max_norm / (norm + 1e-6), 1.0)
+        return jax.tree.map(lambda u: u * scale, updates), state
 
-    return _stateless(update)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 class DampenState(NamedTuple):

@@ -7,13 +7,12 @@ on any sequence of metrics (before the rounding of `learning_rate` to float32).
 """
 
 import dataclasses
-import difflib
 from typing import Any
 
 import flax.struct
 import numpy as np
 
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, unknown
 
 
 def _option(default):
@@ -52,8 +51,7 @@ class Plateau:
         """
         for name in options:
             if name not in OPTIONS:
-                close = difflib.get_close_matches(name, OPTIONS, n=1) or [", ".join(OPTIONS)]
-                raise UserError(f"plateau has no option {name!r}: did you mean {close[0]}?")
+                raise UserError(unknown("option of schedule 'plateau'", name, OPTIONS))
         rate = np.asarray(learning_rate, np.float64)
         zero = np.zeros(rate.shape, np.int32)
         bits = _to_bits(rate)

@@ -10,13 +10,12 @@ their digits.
 """
 
 import dataclasses
-import difflib
 import math
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, unknown
 from jaxcifar.plateau import OPTIONS as PLATEAU_OPTIONS
 from jaxcifar.plateau import Plateau  # noqa: F401  (part of this module's interface)
 
@@ -29,23 +28,25 @@ def create(name, **options):
     """
     if name == "plateau":
         raise UserError("plateau is no function of the step: build it with Plateau.create")
-    if name not in SCHEDULES:
-        raise UserError(f"unknown schedule {name!r}: {_nearest(name, [*SCHEDULES, 'plateau'])}")
-    fields = dataclasses.fields(SCHEDULES[name])
-    known = [field.name for field in fields]
+    known = option_names(name)
     for option in options:
         if option not in known:
-            raise UserError(f"{name!r} has no option {option!r}: {_nearest(option, known)}")
-    for field in fields:
+            raise UserError(unknown(f"option of schedule {name!r}", option, known))
+    for field in dataclasses.fields(SCHEDULES[name]):
         if field.default is dataclasses.MISSING and field.name not in options:
             raise UserError(f"schedule {name!r} needs the option {field.name!r}")
     return SCHEDULES[name](**options)
 
 
 def option_names(name):
-    """Return the names of the options of schedule `name` (or "plateau"), as a tuple of str."""
+    """Return the names of the options of schedule `name` or of "plateau", a tuple of str.
+
+    Raises UserError: unknown name (the nearest suggested).
+    """
     if name == "plateau":
         return PLATEAU_OPTIONS
+    if name not in SCHEDULES:
+        raise UserError(unknown("schedule", name, [*SCHEDULES, "plateau"]))
     return tuple(field.name for field in dataclasses.fields(SCHEDULES[name]))
 
 
@@ -55,11 +56,6 @@ def warmup(step, steps):
     As torch's LinearLR(start_factor=1 / steps, total_iters=steps - 1) stepped after every batch.
     """
     return jnp.minimum((jnp.asarray(step) + 1).astype(jnp.float32) / max(steps, 1), 1.0)
-
-
-def _nearest(name, known):
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"choose from {sorted(known)}"
 
 
 def _require(condition, message):

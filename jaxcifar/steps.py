@@ -40,7 +40,7 @@ def train_step(task, state, batch, *, axis_name=None):
     def loss_of(params):
         logits, batch_stats = forward_train(task, params, state.batch_stats, batch, axis_name)
         losses = metrics.cross_entropy(logits, batch.targets, task.config.label_smoothing)
-        kept = losses if batch.mask is None else losses * batch.mask
+        kept = losses if batch.mask is None else jnp.where(batch.mask > 0, losses, 0.0)
         return kept.sum() / batch.count, (logits, batch_stats)
 
     grads, (logits, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
@@ -55,11 +55,21 @@ def train_step(task, state, batch, *, axis_name=None):
     params = optim.apply_updates(state.params, updates, learning_rate)
     ema = state.ema
     if task.config.ema_decay:
-        ema = optim.ema_update(ema, {"params": params, "batch_stats": batch_stats},
-                               task.config.ema_decay, step=state.step + 1, warmup=True)
+        ema = averaged(task, state, {"params": params, "batch_stats": batch_stats})
     state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats,
                           opt_state=opt_state, ema=ema)
     return state, sums
+
+
+def averaged(task, state, variables):
+    """Return the moving average of the weights after the step that gave `variables`.
+
+    It moves when the optimiser does: once in `accumulate_steps` batches.
+    """
+    every = task.config.accumulate_steps
+    updates, waiting = (state.step + 1) // every, (state.step + 1) % every
+    moved = optim.ema_update(state.ema, variables, task.config.ema_decay, updates, warmup=True)
+    return jax.tree.map(lambda new, old: jnp.where(waiting, old, new), moved, state.ema)
 
 
 def forward_train(task, params, batch_stats, batch, axis_name):

@@ -47,9 +47,12 @@ class Task:
 
     def init(self, seed):
         """Return the model's initial variables; only (seed, model) decide them."""
-        key = streams.stream_key(seed, "init")
         images = jnp.zeros((1, 32, 32, 3), self.model.dtype)
-        return jax.jit(lambda key: self.model.init({"params": key}, images, train=False))(key)
+        init = jax.jit(lambda key: self.model.init({"params": key}, images, train=False))
+        # Dozens of random tensors compile for longer than they run: on CPU, do not optimise them.
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+        key = streams.stream_key(seed, "init")
+        return init.lower(key).compile(compiler_options=options)(key)
 
     def momentum(self, state):
         """Return the momentum, float32 [], of the coming step where the schedule sets it, else None."""
@@ -106,6 +109,10 @@ def _schedule(config):
     name, monitor = config.schedule.name, config.schedule.monitor
     names = schedules.option_names(name)
     chosen = _chosen(config, "schedule", names, ("name", "monitor"))
+    if config.schedule.cycle_momentum and config.optimizer.name == "sgd":
+        if not config.optimizer.momentum:
+            raise UserError("config.schedule.cycle_momentum = True needs an optimizer with momentum: "
+                            "set config.optimizer.momentum, or adam")
     if name != "plateau":
         return schedules.create(name, **chosen), None
     state = plateau.Plateau.create(config.optimizer.learning_rate, **chosen,

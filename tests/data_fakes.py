@@ -1,7 +1,7 @@
 """Small stand-ins for the CIFAR files: the same layouts, a few images per class.
 
-The specs are the real ones with smaller counts, other checksums and another mean, so the code under test is
-the code that handles the real data.
+The specs are the real ones with smaller counts, other checksums and another mean, so the code under
+test is the code that handles the real data.
 """
 
 import dataclasses
@@ -24,7 +24,9 @@ def fake_splits(spec, seed=0):
     for split in specs.SPLITS:
         labels = rng.permutation(np.repeat(np.arange(spec.num_classes), spec.per_class(split)))
         images = rng.integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
-        coarse = np.asarray(spec.coarse_of_class)[labels].astype(np.int32) if spec.coarse_names else None
+        coarse = None
+        if spec.coarse_names:
+            coarse = np.asarray(spec.coarse_of_class, np.int32)[labels]
         splits[split] = specs.SplitArrays(images, labels.astype(np.int32), coarse)
     return splits
 
@@ -57,7 +59,8 @@ def _files(spec, splits):
     """Yield (file name, images, labels, coarse labels): the training files, then the test file."""
     for split, names in (("train", spec.train_files), ("test", spec.test_files)):
         s = splits[split]
-        for name, part in zip(names, np.array_split(np.arange(len(s.labels)), len(names)), strict=True):
+        parts = np.array_split(np.arange(len(s.labels)), len(names))
+        for name, part in zip(names, parts, strict=True):
             coarse = None if s.coarse_labels is None else s.coarse_labels[part]
             yield name, s.images[part], s.labels[part], coarse
 
@@ -67,7 +70,7 @@ def write_python(root, spec, splits):
     folder = root / spec.archives[0].folder
     folder.mkdir(parents=True)
     for name, images, labels, coarse in _files(spec, splits):
-        batch = {b"batch_label": b"x", b"data": _planar(images), b"filenames": [b"a.png"] * len(labels)}
+        batch = {b"batch_label": b"x", b"data": _planar(images), b"filenames": [b"a"] * len(labels)}
         if coarse is None:
             batch[b"labels"] = labels.tolist()
         else:
@@ -75,7 +78,8 @@ def write_python(root, spec, splits):
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
     names = [n.encode() for n in spec.class_names]
     if spec.coarse_names:
-        meta = {b"fine_label_names": names, b"coarse_label_names": [n.encode() for n in spec.coarse_names]}
+        coarse_names = [n.encode() for n in spec.coarse_names]
+        meta = {b"fine_label_names": names, b"coarse_label_names": coarse_names}
         (folder / "meta").write_bytes(pickle.dumps(meta, protocol=2))
     else:
         (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}, protocol=2))

@@ -68,7 +68,7 @@ def test_configuration_files_stay_short_and_say_how_to_run_them():
 @pytest.mark.parametrize(("change", "message"), [
     ({"selection": "best_val_los"}, "did you mean 'best_val_loss'"),
     ({"epochs": 0}, "config.epochs = 0: must be at least 1"),
-    ({"dtype": "float16"}, "must be one of float32, bfloat16"),
+    ({"dtype": "float16"}, "there are: float32, bfloat16"),
     ({"val_size": 0, "selection": "best_val_loss"}, "config.selection"),
     ({"steps_per_call": "many"}, "config.steps_per_call"),
     ({"label_smoothing": 1.0}, r"config.label_smoothing = 1.0: must be in \[0, 1\)"),
@@ -104,7 +104,7 @@ def test_a_wrong_name_is_named(change, message):
 def test_an_unknown_field_suggests_the_nearest():
     config = config_lib.default().unlock()
     config.batch_sise = 64
-    with pytest.raises(UserError, match="unknown config field 'batch_sise'.*'batch_size'"):
+    with pytest.raises(UserError, match="unknown field in config 'batch_sise'.*'batch_size'"):
         config_lib.validate(config)
 
 

@@ -312,6 +312,13 @@ def test_image_folder_defects(ten, tmp_path):
 # ---- disk and interruption -----------------------------------------------------------------------
 
 
+def raiser(error):
+    """Return a function that raises `error`."""
+    def raise_it(*args, **kwargs):
+        raise error
+    return raise_it
+
+
 def test_disk_full(ten, tmp_path, monkeypatch):
     spec, splits = ten
     folder = fakes.write_python(tmp_path, spec, splits)
@@ -320,8 +327,8 @@ def test_disk_full(ten, tmp_path, monkeypatch):
     wrapped = RuntimeError("Failed to finalize: write() failed: No space left on device; at byte 1")
     for error in (full, wrapped):
         with monkeypatch.context() as patch:
-            patch.setattr(store.builders, "encode_png", lambda image, e=error: (_ for _ in ()).throw(e))
-            refuses("cifar10", folder, tmp_path / "out", tmp_path / "out", "disk is full", "--data_dir")
+            patch.setattr(store.builders, "encode_png", raiser(error))
+            refuses("cifar10", folder, tmp_path / "out", "out: the disk is full", "--data_dir")
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: usage)
     refuses("cifar10", folder, tmp_path / "out", "0 MB free", "--data_dir")
@@ -375,15 +382,13 @@ def test_things_in_the_way(ten, tmp_path):
 def test_unwritable_directory(ten, tmp_path, monkeypatch):
     folder = fakes.write_python(tmp_path, *ten)
 
-    def deny(path, *args, **kwargs):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    monkeypatch.setattr(folders.tempfile, "mkdtemp", lambda prefix, dir: deny(dir))
+    denied = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "out"))
+    monkeypatch.setattr(folders.tempfile, "mkdtemp", raiser(denied))
     refuses("cifar10", folder, tmp_path / "out", tmp_path / "out", "not writable", "TFDS_DATA_DIR")
 
 
-_SLOW = """
-    import sys, time, pathlib
+_SLOW = r"""
+    import os, pathlib, sys, time
     sys.path[:0] = sys.argv[2:4]
     import pytest
     import data_fakes as fakes
@@ -392,7 +397,7 @@ _SLOW = """
     spec, splits = fakes.install(pytest.MonkeyPatch(), root)
     png = builders.encode_png
     def slow(image):
-        print("encoding", flush=True)
+        os.write(1, b"encoding\n")  # past the redirection of print
         time.sleep(0.1)
         return png(image)
     builders.encode_png = slow
@@ -427,11 +432,8 @@ def test_killed_while_writing(ten, tmp_path):
 def test_interrupted_from_the_keyboard(ten, tmp_path, monkeypatch):
     folder = fakes.write_python(tmp_path, *ten)
 
-    def interrupt(image):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(store.builders, "encode_png", interrupt)
+        patch.setattr(store.builders, "encode_png", raiser(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             run("cifar10", str(folder), tmp_path / "out")
     assert leftovers(tmp_path / "out") == []

@@ -293,7 +293,7 @@ def test_state_holds_arrays_and_runs_under_scan_vmap_and_pmap(name):
     "name, options, message",
     [
         ("sdg", {}, "did you mean 'sgd'"),
-        ("lbfgs-like", {}, "choose from"),
+        ("lbfgs-like", {}, "there are"),
         ("sgd", {"momentum": -0.1}, "momentum is -0.1"),
         ("sgd", {"nesterov": True}, "nesterov needs"),
         ("sgd", {"nesterov": True, "momentum": 0.9, "dampening": 0.1}, "nesterov needs"),

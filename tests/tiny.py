@@ -42,7 +42,7 @@ def tiny_config(**fields):
     config.epochs = 2
     config.batch_size = 32  # 100 examples: three full batches and one of 4
     config.eval_batch_size = 32
-    config.optimizer.learning_rate = 0.1
+    config.optimizer.learning_rate = 0.02
     config.optimizer.momentum = 0.9
     config.precision = "highest"
     config.num_devices = 1

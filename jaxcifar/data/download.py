@@ -43,8 +43,8 @@ def fetch(url: str, archive: Archive, path: pathlib.Path, say=print) -> pathlib.
     say(
         f"downloading {url} ({archive.num_bytes / 1e6:,.0f} MB) to {path}. That server is slow, "
         "often 50-85 kB/s, which takes about an hour; an interrupted download continues when "
-        "started again. Faster, if there is a copy from torchvision, Keras or a colleague: --source PATH "
-        "(the archive or the extracted folder)"
+        "started again. Faster, if there is a copy from torchvision, Keras or a colleague: "
+        "--source PATH (the archive or the extracted folder)"
     )
     for last in (False, True):
         _fetch_all(url, archive, part, say)
@@ -73,6 +73,8 @@ def _fetch_all(url, archive, part, say):
                 reason = f"the connection ended at {_size(part):,} of {archive.num_bytes:,} bytes"
             except _Refused as error:
                 raise DataError(f"{url}: {error}; {_other_ways(part)}") from error
+            except urllib.error.HTTPError as error:
+                reason = f"the server answers {error.code} {error.reason}"
             except (OSError, http.client.HTTPException) as error:  # URLError and timeouts too
                 if getattr(error, "errno", None) in (errno.ENOSPC, errno.EACCES, errno.EROFS):
                     raise os_error(error, part, "downloading") from error

@@ -8,6 +8,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from jaxcifar.data.specs import IMAGE_SHAPE, SPLITS, DataError, DatasetSpec, SplitArrays
+from jaxcifar.data.specs import one_line
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp"}
 
@@ -60,7 +61,9 @@ def _read_image(path):
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path}: is no readable image ({error}); replace the file") from error
+        raise DataError(
+            f"{path}: is no readable image ({one_line(error)}); replace the file"
+        ) from error
     if pixels.shape != IMAGE_SHAPE:
         height, width = pixels.shape[:2]
         raise DataError(f"{path}: {width}x{height} pixels, expected 32x32 as in the original")

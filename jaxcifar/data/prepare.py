@@ -11,7 +11,8 @@ import pathlib
 import numpy as np
 
 from jaxcifar.data import cache, download, folders, image_folder, official, shapes32, store
-from jaxcifar.data.specs import SPLITS, DataError, DatasetSpec, SplitArrays, get_spec, verify_split
+from jaxcifar.data.specs import SPLITS, DataError, DatasetSpec, SplitArrays, get_spec
+from jaxcifar.data.specs import one_line, verify_split
 
 _DOWNLOADS = "downloads"
 
@@ -120,7 +121,7 @@ def _publish(spec, splits, root, say):
         except Exception as error:  # array_record reports a full disk in types of its own
             if os.strerror(errno.ENOSPC) in str(error):
                 raise folders.os_error(OSError(errno.ENOSPC, ""), root, what) from error
-            raise DataError(f"{root}: {what} failed ({store.first_line(error)}); nothing was kept: "
+            raise DataError(f"{root}: {what} failed ({one_line(error)}); nothing was kept: "
                             "mend it and run again") from error
         for split in SPLITS:
             same = np.array_equal(stored[split].images, splits[split].images)

@@ -27,6 +27,7 @@ from jaxcifar.data.specs import (
     DataError,
     DatasetSpec,
     SplitArrays,
+    one_line,
     verify_labels,
     verify_split,
 )
@@ -61,7 +62,7 @@ def read(spec: DatasetSpec, folder: os.PathLike) -> dict[str, SplitArrays]:
         raise
     except Exception as error:  # TFDS raises many types for a damaged folder
         raise DataError(
-            f"{folder}: cannot be read as a prepared {spec.name} ({first_line(error)}); delete the "
+            f"{folder}: cannot be read as a prepared {spec.name} ({one_line(error)}); delete the "
             f"folder and run: python scripts/prepare_data.py --dataset {spec.name}"
         ) from error
     for split, arrays in splits.items():
@@ -144,7 +145,3 @@ def _quiet():
     finally:
         logging.set_verbosity(verbosity)
         tfds.enable_progress_bar()
-
-
-def first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

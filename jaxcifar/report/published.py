@@ -1,10 +1,9 @@
 """The curves that the reports published, packaged with the code."""
 
 import csv
-import difflib
 import importlib.resources
 
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, unknown
 
 
 def curve_names():
@@ -22,9 +21,7 @@ def reported_curve(name):
     """
     names = curve_names()
     if name not in names:
-        nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
-        raise UserError(f"no published curve {name!r}; did you mean {nearest[0]!r}? "
-                        f"The curves are {', '.join(names)}")
+        raise UserError(unknown("published curve", name, names))
     with (_folder() / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return [{key: int(value) if key == "epoch" else float(value) for key, value in row.items()}
                 for row in csv.DictReader(file)]
