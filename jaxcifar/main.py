@@ -1,11 +1,16 @@
-"""Train one configuration:  python -m jaxcifar.main --config=configs/resnet5m.py --workdir=runs/NAME"""
+"""Train one configuration:  python -m jaxcifar.main --config=configs/resnet5m.py --workdir=runs/NAME
+
+Exit codes: 0 done, 1 the training failed, 2 a mistake in the command, the configuration, the data or
+the folder, 130 or 143 stopped by SIGINT or SIGTERM with the state saved.
+"""
 
 import os
 import pathlib
+import re
 import signal
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxcifar import errors
@@ -13,13 +18,12 @@ from jaxcifar import errors
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, with a variant after a colon: configs/resnet5m.py:model2.")
 _WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Folder of the run; an interrupted one is resumed. Default: runs/CONFIG[_VARIANT].")
+    "workdir", "", "Folder of the run; an interrupted one goes on. Default: runs/CONFIG[_VARIANT].")
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of an error.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "host:port of process 0, when several processes make up the run.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Number of processes.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Number of this process, from 0.")
-flags.mark_flag_as_required("config")
 
 
 class StopOnSignal:
@@ -39,19 +43,28 @@ class StopOnSignal:
         print("\nstopping: saving the state (once more to stop without)", file=sys.stderr)
 
 
-def default_workdir(argv):
-    """Return runs/NAME for the --config flag in argv: the file's name and its variant."""
-    value = next(a.split("=", 1)[1] for a in argv if a.lstrip("-").startswith("config="))
-    path, _, variant = value.partition(":")
-    return "runs/" + "_".join([pathlib.Path(path).stem, *variant.split("/")]).rstrip("_")
+def parse(argv):
+    """Parse the flags; a mistake in them ends the program with one line and exit code 2."""
+    try:
+        _check_config_file(argv)
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise errors.UserError(f"unexpected argument {rest[1]!r}: a flag starts with --")
+    except (errors.UserError, flags.Error) as error:
+        _exit(error, 2)
+    except AttributeError as error:  # a config field that does not exist
+        words = re.findall(r"\w+", str(error).replace("\\n", " "))
+        hint = re.search(r'mean "(\w+)"', str(error))
+        hint = f" (did you mean '{hint[1]}'?)" if hint else ""
+        _exit(f"there is no config field '{words[0]}'{hint}; jaxcifar/config.py lists them", 2)
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    return rest
 
 
 def main(argv):
-    """Run `train.fit` and return the exit code: 0, 2 (usage), 1 (training failed), 128 + signal."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    config = _CONFIG.value
-    if config.get("deterministic"):
+    """Run `train.fit` and return the exit code."""
+    if _CONFIG.value.get("deterministic"):
         # Read once, when the backend starts.
         os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "")
                                    + " --xla_gpu_deterministic_ops=true").strip()
@@ -59,17 +72,47 @@ def main(argv):
     try:
         if _COORDINATOR.value:
             parallel.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        train.fit(config, _WORKDIR.value or default_workdir(sys.argv), stop=StopOnSignal())
+        train.fit(_CONFIG.value, _WORKDIR.value or default_workdir(sys.argv), stop=StopOnSignal())
     except errors.UserError as error:
         if _TRACEBACK.value:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        _exit(error, error.exit_code)
     except train.Interrupted as error:
-        print(f"{error}; start the same command again to go on", file=sys.stderr)
-        return 128 + error.signum
+        _exit(f"{error}; the same command goes on from here", 128 + error.signum, "")
     return 0
 
 
+def default_workdir(argv):
+    """Return runs/NAME for the --config flag in argv: the file's name and its variant."""
+    path, _, variant = _config_argument(argv).partition(":")
+    name = "_".join([pathlib.Path(path).stem, *variant.split("/")]).rstrip("_")
+    return str(pathlib.Path("runs", name))
+
+
+def _check_config_file(argv):
+    known = sorted(str(path) for path in pathlib.Path("configs").glob("*.py"))
+    value = _config_argument(argv)
+    if not value:
+        raise errors.UserError("--config is missing: it names a configuration file"
+                               + (f", one of {', '.join(known)}" if known else ""))
+    path = value.partition(":")[0]
+    if not pathlib.Path(path).is_file():
+        raise errors.UserError(errors.unknown("configuration file", path, known))
+
+
+def _config_argument(argv):
+    """Return the value of --config in argv, or ""."""
+    for i, word in enumerate(argv):
+        name, _, value = word.lstrip("-").partition("=")
+        if name == "config" and word.startswith("-"):
+            return value or "".join(argv[i + 1:i + 2])
+    return ""
+
+
+def _exit(message, code, prefix="error: "):
+    print(f"{prefix}{message}", file=sys.stderr)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -103,7 +103,10 @@ class Program:
             self._jitted = jax.jit(mapped, donate_argnums=donate)
         else:
             self._jitted = jax.jit(call, donate_argnums=donate)
-        self._compiled = None
+        # Across processes, pmap's compiled form takes other shapes than pmap itself: compile at
+        # the first call there.
+        ahead = parallel.kind != "pmap" or jax.process_count() == 1
+        self._compiled = None if ahead else self._jitted
 
     def compile(self, *args):
         """Compile for these arguments, unless that was done; a later call must have their shapes."""
@@ -193,7 +196,7 @@ def share(tree):
     from jax.experimental import multihost_utils
 
     def send(x):
-        x = np.ascontiguousarray(x)
+        x = np.asarray(x)
         # As bytes, since JAX would turn float64 into float32.
         sent = multihost_utils.broadcast_one_to_all(np.frombuffer(x.tobytes(), np.uint8))
         return np.frombuffer(np.asarray(sent).tobytes(), x.dtype).reshape(x.shape)

@@ -10,9 +10,12 @@ import pickle
 import tarfile
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from jaxcifar.data import specs
+from jaxcifar import data
+from jaxcifar.data import cache, specs
+from jaxcifar.errors import UserError
 
 PER_CLASS = {"cifar10": (10, 4), "cifar100": (2, 1), "shapes32": (6, 3)}
 
@@ -134,3 +137,48 @@ def assert_holds(dataset, splits):
     np.testing.assert_array_equal(dataset.test_images, splits["test"].images)
     np.testing.assert_array_equal(dataset.test_labels, splits["test"].labels)
     assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int32
+
+
+def leftovers(root):
+    """Everything below root but locks."""
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.suffix != ".lock")
+
+
+def refuses(name, source, root, *words):
+    """Assert one line with these words, and that nothing is left that looks prepared."""
+    from jaxcifar.data import prepare  # not above: imports tensorflow_datasets
+
+    with pytest.raises(UserError) as caught:
+        prepare.prepare(name, str(source), root)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert str(word) in message, message
+    assert leftovers(root) == []
+    with pytest.raises(UserError, match="not prepared"):
+        data.load(name, root)
+    return message
+
+
+def prepared(monkeypatch, tmp_path, name):
+    """Prepare a small dataset in tmp_path/out; return (spec, splits, data_dir)."""
+    from jaxcifar.data import prepare  # not above: imports tensorflow_datasets
+
+    spec, splits = install(monkeypatch, tmp_path, name)
+    prepare.prepare(name, str(write_python(tmp_path, spec, splits)), tmp_path / "out")
+    return spec, splits, tmp_path / "out"
+
+
+def drop_cache(root):
+    """Delete the decoded caches below root."""
+    for path in (root / cache.CACHE_FOLDER).glob("*-*/*"):
+        path.unlink()
+        if not list(path.parent.iterdir()):
+            path.parent.rmdir()
+
+
+def no_store(monkeypatch):
+    """Fail the test if anything is decoded."""
+    from jaxcifar.data import store  # not above: imports tensorflow_datasets
+
+    monkeypatch.setattr(store, "read", lambda *a: pytest.fail("the cache must be used"))

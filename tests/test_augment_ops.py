@@ -70,7 +70,7 @@ def test_every_policy_operation_and_bin_equals_pillow(space, backend, sample_ima
     operations = every_operation(space)
     rows = policies.make_rows(operations, (32, 32))
     each = (2 if space == "autoaugment" else 1) if backend == "gpu" else 6  # images
-    numbers = np.repeat(np.arange(1, len(operations) + 1, dtype=np.int32), each)
+    numbers = np.repeat(np.arange(len(operations), dtype=np.int32), each)
     chosen = sample_images[np.arange(len(numbers)) * 37 % len(sample_images)]
 
     @jax.jit
@@ -80,10 +80,8 @@ def test_every_policy_operation_and_bin_equals_pillow(space, backend, sample_ima
 
     got = np.asarray(apply(chosen, numbers))
     for image, number, result in zip(chosen, numbers, got, strict=True):
-        operation = rows.operations[number]
-        assert operation == operations[number - 1]
-        expected = np.asarray(pillow(Image.fromarray(image), *operation))
-        np.testing.assert_array_equal(result, expected, err_msg=str(operation))
+        expected = np.asarray(pillow(Image.fromarray(image), *operations[number]))
+        np.testing.assert_array_equal(result, expected, err_msg=str(operations[number]))
 
 
 def test_magnitudes_are_torchvisions():
@@ -116,7 +114,7 @@ def test_enhancers_equal_pillow_for_any_factor(name, sample_images):
                 "Sharpness": ops.sharpness}[name]
     factor = np.random.default_rng(1).uniform(0, 2.5, len(sample_images)).astype(np.float32)
     factor[:4] = 0, 1, 2, 0.5
-    expect_equal(function, lambda image, f: ENHANCERS[name](image).enhance(f), sample_images, factor)
+    expect_equal(function, lambda i, f: ENHANCERS[name](i).enhance(f), sample_images, factor)
 
 
 def test_blend_equals_pillow_for_every_pair_of_values():
@@ -140,7 +138,7 @@ def test_table_operations_equal_pillow(sample_images):
 @pytest.mark.parametrize("size", [(32, 32), (17, 40)])
 def test_histogram_operations_equal_pillow(size, backend, sample_images, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    images = np.tile(sample_images, (1, 1, 2, 1))[:64, :size[0], :size[1]]
+    images = np.tile(sample_images[:24], (1, 1, 2, 1))[:, :size[0], :size[1]]
     # Channels of narrow range, where the float64 table of autocontrast falls short of integers.
     images = np.concatenate([images, images // 3 + 7, images // 29, images % 2 * 255])
     expect_equal(ops.autocontrast, ImageOps.autocontrast, images)
@@ -259,11 +257,11 @@ def replay(image, operations, parameters, rotated):
             picture = ImageOps.expand(picture, border=op.padding, fill=(0, 0, 0))
             picture = picture.crop((left, top, left + 32, top + 32))
         elif name in ("AutoAugment", "RandAugment", "TrivialAugment"):
-            rows = {"AutoAugment": lambda: policies.autoaugment((32, 32)),
-                    "RandAugment": lambda: policies.randaugment(9, 31, (32, 32)),
-                    "TrivialAugment": lambda: policies.trivialaugment(31, (32, 32))}[name]().rows
+            table = {"AutoAugment": lambda: policies.autoaugment((32, 32)),
+                     "RandAugment": lambda: policies.randaugment(9, 31, (32, 32)),
+                     "TrivialAugment": lambda: policies.trivialaugment(31, (32, 32))}[name]()
             for number in drawn:
-                picture = pillow(picture, *rows.operations[number])
+                picture = pillow(picture, *table.operations[number])
         elif name == "ColorJitter":
             for number in drawn.order:
                 enhancer = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]

@@ -96,8 +96,9 @@ def test_bad_specifications_say_what_is_wrong(spec, parts):
 def test_describe_has_a_line_for_each_operation():
     lines = augment.describe("rotation(5)|flip|crop(2)|autoaugment|random_erasing|mixup(0.2)")
     assert len(lines) == 7
-    for line, part in zip(lines, ["[-5, 5] degrees", "p=0.5", "padding 2 (zeros)", "25 sub-policies",
-                                  "0.02 to 0.33", "normalised", "alpha=0.2"], strict=True):
+    parts = ["[-5, 5] degrees", "p=0.5", "padding 2 (zeros)", "25 sub-policies", "0.02 to 0.33",
+             "normalised", "alpha=0.2"]
+    for line, part in zip(lines, parts, strict=True):
         assert part in line
 
 
@@ -120,7 +121,7 @@ def test_crop_flip_and_rotation_distributions():
 
 def sub_policies(numbers):
     """Return (name, magnitude) of the drawn rows, a list of pairs."""
-    operations = policies.autoaugment((32, 32)).rows.operations
+    operations = policies.autoaugment((32, 32)).operations
     return [tuple(operations[n] for n in pair) for pair in numbers]
 
 
@@ -161,7 +162,8 @@ def test_the_policy_table_is_complete():
     # Sums over the published table: of probabilities, of magnitude bins, and one that knows places.
     assert round(sum(10 * p for _, p, _ in flat)) == 265
     assert sum(level or 0 for _, _, level in flat) == 187
-    assert sum(i * round(10 * p) * (1 + (level or 0)) for i, (_, p, level) in enumerate(flat)) == 30539
+    placed = [i * round(10 * p) * (1 + (level or 0)) for i, (_, p, level) in enumerate(flat)]
+    assert sum(placed) == 30539
     assert all((level is None) == (name in ("Invert", *policies.PLAIN)) for name, _, level in flat)
 
 
@@ -172,7 +174,7 @@ def test_randaugment_and_trivialaugment_draw_uniformly():
             ("trivialaugment", policies.trivialaugment(31, (32, 32)), 1)]:
         numbers = draw(spec)
         assert numbers.shape == (DRAWS, slots)
-        operations = [table.rows.operations[n] for n in numbers.reshape(-1)]
+        operations = [table.operations[n] for n in numbers.reshape(-1)]
         expect_shares([sum(o.name == name for o in operations) for name in names], np.ones(14))
         signed = [o.magnitude for o in operations if o.name in policies.SIGNED and o.magnitude]
         expect_rate(np.array(signed) < 0, 0.5)
@@ -221,6 +223,27 @@ def test_random_erasing_and_cutout_distributions():
         expect_shares(np.bincount(start + 8, minlength=32), np.ones(32))
 
 
+def test_draws_are_independent_of_each_other():
+    """No two numbers that an image draws, in one operation or two, are correlated."""
+    function = build("flip|flip|crop(2)|rotation(5)|color_jitter(0.4,0.4,0.4,0.1)|cutout(8)|"
+                     "autoaugment|random_erasing(1.0)")
+    keys = jax.random.split(jax.random.key(13), DRAWS)
+    flip, again, place, angle, jitter, square, numbers, erased, _ = jax.device_get(
+        jax.jit(lambda k: function.sample(k, (32, 32, 3)))(keys))
+    columns = np.column_stack([
+        flip, again, place, angle, jitter.factor, jitter.shift, jitter.order[:, :3], square.top,
+        square.left, numbers, (erased.top + 0.5) / (33 - erased.height),
+        (erased.left + 0.5) / (33 - erased.width), erased.height * erased.width, erased.height / erased.width])
+    correlation = np.corrcoef(columns.astype(float), rowvar=False)
+    # Known exceptions: places in a permutation exclude each other; a sub-policy names both slots.
+    order, slots = range(9, 12), range(14, 16)
+    for group in (order, slots):
+        correlation[np.ix_(group, group)] = 0
+    np.fill_diagonal(correlation, 0)
+    correlation[-2:, -2:] = 0  # a large rectangle fits only if its sides are alike
+    assert np.abs(correlation).max() < 5 / np.sqrt(DRAWS), np.round(correlation, 3)
+
+
 def test_cutout_before_and_after_normalize(sample_images):
     images, labels = sample_images[:32], jnp.zeros(32, jnp.int32)
     keys = jax.random.split(jax.random.key(3), 32)
@@ -229,9 +252,10 @@ def test_cutout_before_and_after_normalize(sample_images):
     plain = augment.normalize(images, MEAN, STD)
     black = -np.array(MEAN, np.float32) / np.array(STD, np.float32)
     for got, fill in [(after, 0.0), (before, black)]:
-        erased = np.isclose(got, fill, atol=1e-6).all(-1) & ~np.isclose(plain, fill, atol=1e-6).all(-1)
-        assert erased.any((1, 2)).all() and (erased.sum((1, 2)) <= 64).all()
-        assert np.isclose(got, plain, atol=1e-6).all(-1)[~erased].all()
+        changed = ~np.isclose(got, plain, atol=1e-6).all(-1)
+        assert changed.sum() > 32 * 16 * 0.5 and (changed.sum((1, 2)) <= 64).all()
+        np.testing.assert_allclose(np.asarray(got)[changed], np.broadcast_to(
+            fill, (changed.sum(), 3)), atol=1e-6)
 
 
 def test_erasing_with_noise_after_normalize(sample_images):
@@ -261,7 +285,7 @@ def test_an_example_depends_on_its_key_alone(sample_images):
 
 def test_every_operation_runs_under_jit_and_scan_in_bfloat16(sample_images):
     spec = ("rotation(15)|flip|crop(2,'edge')|trivialaugment|normalize|crop(4,'symmetric')|flip|"
-            "cutout(4)|mixup(0.4)|cutmix(1.0)")
+            "cutout(4)|mixup(1.0)|cutmix(1.0)")
     function = build(spec, dtype=jnp.bfloat16)
     assert hash(function) == hash(build(spec, dtype=jnp.bfloat16)) and function == build(
         spec, dtype="bfloat16")
@@ -281,10 +305,10 @@ def test_every_operation_runs_under_jit_and_scan_in_bfloat16(sample_images):
 
 def test_mixup_mixes_images_and_labels_with_the_previous_example(sample_images):
     images, labels = sample_images[:6], jnp.array([3, 1, 4, 1, 5, 9], jnp.int32)
-    keys, batch_key = jax.random.split(jax.random.key(0), 6), jax.random.key(8)
-    mixed, targets = build("mixup(0.8)")(images, labels, keys, batch_key)
+    keys, batch_key = jax.random.split(jax.random.key(0), 6), jax.random.key(9)
+    mixed, targets = build("mixup(1.0)")(images, labels, keys, batch_key)
     own = float(targets[0, 3])  # labels 3 and 9 differ: the weight can be read off
-    assert 0.02 < own < 0.98
+    assert 0.1 < own < 0.9
     one_hot = np.eye(10)[labels]
     plain = np.asarray(augment.normalize(images, MEAN, STD))
     np.testing.assert_allclose(
@@ -313,7 +337,8 @@ def test_cutmix_pastes_a_box_and_mixes_labels_by_its_area(sample_images):
 def test_mixing_distributions():
     keys = jax.random.split(jax.random.key(4), 4000)
     for alpha in (0.2, 1.0):
-        weights = jax.jit(jax.vmap(lambda k: mixing.Mixup(alpha).sample(k, None)))(keys)  # noqa: B023
+        sample = functools.partial(mixing.Mixup(alpha).sample, shape=None)
+        weights = jax.jit(jax.vmap(sample))(keys)
         assert stats.kstest(weights, stats.beta(alpha, alpha).cdf).pvalue > LEVEL
     top, bottom, left, right = jax.device_get(
         jax.jit(jax.vmap(lambda k: mixing.Cutmix(1.0).sample(k, (32, 32, 3))))(keys))

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 import tensorflow_datasets.core.constants
 
 from jaxcifar import data
-from jaxcifar.data import builders, cache, folders, specs, store
+from jaxcifar.data import builders, folders, specs
 from jaxcifar.data.prepare import prepare
 from jaxcifar.errors import UserError
 
@@ -27,31 +27,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 @pytest.fixture(params=["cifar10", "cifar100"])
 def fake(request, monkeypatch, tmp_path):
     """(spec, splits, data_dir) of a small prepared data set of each kind."""
-    return _prepared(monkeypatch, tmp_path, request.param)
+    return fakes.prepared(monkeypatch, tmp_path, request.param)
 
 
 @pytest.fixture
 def ten(monkeypatch, tmp_path):
     """(spec, splits, data_dir) of a small prepared cifar10."""
-    return _prepared(monkeypatch, tmp_path, "cifar10")
-
-
-def _prepared(monkeypatch, tmp_path, name):
-    spec, splits = fakes.install(monkeypatch, tmp_path, name)
-    prepare(name, str(fakes.write_python(tmp_path, spec, splits)), tmp_path / "out")
-    return spec, splits, tmp_path / "out"
-
-
-def drop_cache(root):
-    for path in (root / cache.CACHE_FOLDER).glob("*-*/*"):
-        path.unlink()
-        if not list(path.parent.iterdir()):
-            path.parent.rmdir()
-
-
-def no_store(monkeypatch):
-    """Fail the test if anything is decoded."""
-    monkeypatch.setattr(store, "read", lambda *a: pytest.fail("the cache must be used"))
+    return fakes.prepared(monkeypatch, tmp_path, "cifar10")
 
 
 # ---- the TFDS folder -----------------------------------------------------------------------------
@@ -174,7 +156,7 @@ def test_several_shards_and_a_newer_version(ten):
 @pytest.mark.parametrize("damage", ["records", "missing shard", "no features", "info"])
 def test_a_damaged_folder_is_named(ten, damage):
     _, _, root = ten
-    drop_cache(root)
+    fakes.drop_cache(root)
     folder = root / "cifar10" / "3.0.2"
     shard = next(folder.glob("cifar10-train.array_record*"))
     if damage == "records":
@@ -202,86 +184,9 @@ def test_a_folder_with_other_content_is_refused(ten, monkeypatch):
         data.load("cifar10", root)
     darker = dataclasses.replace(spec, mean=(0.1, 0.1, 0.1))
     monkeypatch.setitem(specs.SPECS, "cifar10", darker)
-    drop_cache(root)
+    fakes.drop_cache(root)
     with pytest.raises(UserError, match="training mean"):
         data.load("cifar10", root)
-
-
-# ---- the decoded cache ---------------------------------------------------------------------------
-
-
-def test_the_second_load_maps_the_cache(fake, monkeypatch):
-    spec, splits, root = fake
-    drop_cache(root)
-    first = data.load(spec.name, root)
-    no_store(monkeypatch)
-    second = data.load(spec.name, root)
-    fakes.assert_holds(first, splits)
-    fakes.assert_holds(second, splits)
-    assert isinstance(second.train_images, np.memmap) and isinstance(second.test_images, np.memmap)
-
-
-def test_preparation_leaves_the_cache_ready(ten, monkeypatch):
-    no_store(monkeypatch)
-    fakes.assert_holds(data.load("cifar10", ten[2]), ten[1])
-
-
-def test_the_cache_of_a_folder_that_was_prepared_again_is_rebuilt(ten, tmp_path, monkeypatch):
-    _, _, root = ten
-    old = [p.name for p in (root / cache.CACHE_FOLDER).glob("cifar10-*")]
-    for path in (root / "cifar10" / "3.0.2").iterdir():
-        path.unlink()
-    (root / "cifar10" / "3.0.2").rmdir()
-    spec, splits = fakes.install(monkeypatch, tmp_path, seed=1)
-    prepare("cifar10", str(fakes.write_binary(tmp_path, spec, splits)), root)
-    fakes.assert_holds(data.load("cifar10", root), splits)
-    new = [p.name for p in (root / cache.CACHE_FOLDER).glob("cifar10-*")]
-    assert len(old) == len(new) == 1 and old != new
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "labels", "dtype"])
-def test_a_damaged_cache_is_made_again(ten, monkeypatch, damage):
-    spec, splits, root = ten
-    (folder,) = (root / cache.CACHE_FOLDER).glob("cifar10-*")
-    images, labels = folder / "train_images.npy", folder / "test_labels.npy"
-    if damage == "truncated":
-        images.write_bytes(images.read_bytes()[:-1])
-    elif damage == "empty":
-        images.write_bytes(b"")
-    elif damage == "missing":
-        images.unlink()
-    elif damage == "labels":
-        np.save(labels, np.zeros(40, np.int32))
-    else:
-        np.save(labels, np.load(labels).astype(np.int64))
-    fakes.assert_holds(data.load("cifar10", root), splits)
-    no_store(monkeypatch)
-    fakes.assert_holds(data.load("cifar10", root), splits)
-
-
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
-def test_without_a_writable_cache_the_data_still_loads(ten, monkeypatch, number):
-    spec, splits, root = ten
-    drop_cache(root)
-
-    def refuse(*args, **kwargs):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(cache, "_save", refuse)
-    fakes.assert_holds(data.load("cifar10", root), splits)
-    assert not list((root / cache.CACHE_FOLDER).glob("cifar10-*"))
-    assert not list((root / cache.CACHE_FOLDER).glob(".incomplete*"))
-
-
-def test_another_process_that_writes_the_cache_is_not_waited_for(ten):
-    """While another process writes the cache, this one goes on with its own arrays."""
-    spec, splits, root = ten
-    drop_cache(root)
-    with folders.dataset_lock(root / cache.CACHE_FOLDER, "cifar10"):
-        fakes.assert_holds(data.load("cifar10", root), splits)
-        assert not list((root / cache.CACHE_FOLDER).glob("cifar10-*"))
-    data.load("cifar10", root)
-    assert len(list((root / cache.CACHE_FOLDER).glob("cifar10-*"))) == 1
 
 
 # ---- places and messages -------------------------------------------------------------------------
@@ -331,7 +236,7 @@ def test_shapes32_is_prepared_at_first_use(monkeypatch, tmp_path):
     loaded = data.load("shapes32", tmp_path / "out")
     assert loaded.train_images.shape == (60, 32, 32, 3) and loaded.test_images.shape[0] == 30
     assert (tmp_path / "out" / "shapes32" / "1.0.0" / "dataset_info.json").exists()
-    no_store(monkeypatch)
+    fakes.no_store(monkeypatch)
     again = data.load("shapes32", tmp_path / "out")
     np.testing.assert_array_equal(loaded.train_images, again.train_images)
 
@@ -374,10 +279,9 @@ def test_processes_that_start_together_without_tensorflow(tmp_path):
     children = [_child(tmp_path) for _ in range(2)]
     results = [child.communicate() for child in children]
     assert [child.returncode for child in children] == [0, 0], results
-    assert results[0] == results[1]
-    total, tensorflow, _ = results[0][0].split()
-    assert tensorflow == "False"
-    assert results[0][1] == ""  # nothing on standard error: no noise from TFDS
+    (total, tensorflow), other = (out.split()[:2] for out, _ in results)
+    assert [total, tensorflow] == other and tensorflow == "False"
+    assert [err for _, err in results] == ["", ""]  # no noise from TFDS
     third = _child(tmp_path).communicate()
     assert third == (f"{total} False False\n", "")
     assert not list((tmp_path / "out").glob(".incomplete*"))

@@ -52,7 +52,7 @@ def test_a_linear_classifier_stays_below_60_percent(drawn):
 
 @pytest.mark.parametrize("name", specs.SHAPES32.class_names)
 def test_every_shape_is_large_and_differs_from_the_others(name):
-    """Its area is a third of its circle's or more, it stays within 1.25 radii, and is unlike others."""
+    """Its area is a third of its circle's or more, it stays in 1.25 radii, and is unlike others."""
     axis = np.linspace(-1.3, 1.3, 131)
     u, v = np.meshgrid(axis, axis)
     inside = {n: f(u, v) < 0 for n, f in shapes32._DISTANCES.items()}

@@ -49,7 +49,7 @@ def blend(base, image, factor):
 
 
 def smooth(image):
-    """Return PIL.ImageFilter.SMOOTH of uint8 [H, W, C] as int32; the outermost pixels are copied."""
+    """Return PIL.ImageFilter.SMOOTH of uint8 [H, W, C] as int32; the border is copied."""
     pixels = image.astype(jnp.int32)
     rows = pixels[:-2] + pixels[1:-1] + pixels[2:]
     total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * pixels[1:-1, 1:-1]
@@ -190,7 +190,8 @@ def hsv_to_rgb(hue, saturation, value):
     p = darkened(saturation, 255)
     q = darkened(saturation * remainder, 65025)
     t = darkened(saturation * (255 - remainder), 65025)
-    red = jnp.select([sector % 6 == 0, sector == 5, sector == 1, sector == 4], [value, value, q, t], p)
-    green = jnp.select([sector % 6 == 0, sector == 3, (sector == 1) | (sector == 2)], [t, q, value], p)
-    blue = jnp.select([sector == 2, sector == 5, (sector == 3) | (sector == 4)], [t, q, value], p)
+    first = sector % 6 == 0  # hue 255 is sector 6
+    red = jnp.select([first | (sector == 5), sector == 1, sector == 4], [value, q, t], p)
+    green = jnp.select([(sector == 1) | (sector == 2), first, sector == 3], [value, t, q], p)
+    blue = jnp.select([(sector == 3) | (sector == 4), sector == 2, sector == 5], [value, t, q], p)
     return jnp.stack([red, green, blue], axis=-1).astype(jnp.uint8)

@@ -93,7 +93,8 @@ def crop_map(top, left, padding, shape, mode):
 def affine_map(matrix, shape):
     """Return the map of Pillow's nearest-neighbour affine transform.
 
-    matrix: six int32 in 16.16 fixed point (`fixed_point`, `rotation_matrix`); shape: (height, width).
+    matrix: int32 [6] in 16.16 fixed point (`fixed_point`, `rotation_matrix`); shape: (height,
+    width).
     """
     a, b, c, d, e, f = (matrix[i] for i in range(6))
 

@@ -55,26 +55,24 @@ STATIC, CONTRAST, AUTOCONTRAST, EQUALIZE = range(4)  # how a row's look-up table
 
 
 class Operation(NamedTuple):
-    """One row in words: torchvision's operation name and signed magnitude (0.0 where it has none)."""
+    """An operation by torchvision's name, and its signed magnitude (0.0 where it has none)."""
 
     name: str
     magnitude: float
 
 
 class Rows(NamedTuple):
-    """The table of operations as numpy arrays; row 0 is the identity.
+    """What operations do to pixels: arrays [R] in the table, scalars once a row is chosen.
 
-    operations: R `Operation`s; matrix int32 [R, 6]; table uint8 [T, 256]; table_index, table_kind
-    int32 [R]; has_table bool [R] (False: all 256 entries stay); contrast, blend float32 [R] (1 = unchanged); smooth bool [R] (blend with the smoothed
-    image instead of the gray one).
+    matrix: int32 [R, 6]; has_table: bool, False where all 256 entries stay; table_kind: int32, how
+    the table comes about; table: uint8 [R, 256], used where the kind is STATIC; contrast, blend:
+    float32 factors, 1 = unchanged; smooth: bool, blend with the smoothed image, else the gray one.
     """
 
-    operations: tuple[Operation, ...]
     matrix: np.ndarray
-    table: np.ndarray
-    table_index: np.ndarray
-    table_kind: np.ndarray
     has_table: np.ndarray
+    table_kind: np.ndarray
+    table: np.ndarray
     contrast: np.ndarray
     blend: np.ndarray
     smooth: np.ndarray
@@ -90,7 +88,7 @@ def _linspace(start, end, count):
 
 
 def magnitudes(name, bins, shape, wide=False):
-    """Return the magnitudes of operation `name`, float32 [bins]; float32 [1] of 0 where it has none.
+    """Return the magnitudes of operation `name`, float32 [bins], or [1] of 0 where it has none.
 
     shape: (height, width) of the images; wide: TrivialAugmentWide's ranges.
     """
@@ -137,36 +135,33 @@ def _table(name, magnitude):
 
 
 def make_rows(operations, shape):
-    """Return the `Rows` of `operations` (a sequence of `Operation`) for images of (height, width)."""
-    operations = (Operation("Identity", 0.0), *operations)
-    table, table_index = np.unique(
-        [_table(*operation) for operation in operations], axis=0, return_inverse=True)
+    """Return the `Rows` (numpy) of `operations` (`Operation`s) for images of (height, width)."""
     kinds = {"Contrast": CONTRAST, "AutoContrast": AUTOCONTRAST, "Equalize": EQUALIZE}
+    table = np.stack([_table(*operation) for operation in operations])
+    kind = np.array([kinds.get(name, STATIC) for name, _ in operations], np.int32)
 
     def factors(*names):
         return np.array([1.0 + m if name in names else 1.0 for name, m in operations], np.float32)
 
-    index = table_index.reshape(-1).astype(np.int32)
-    kind = np.array([kinds.get(name, STATIC) for name, _ in operations], np.int32)
     return Rows(
-        operations=operations,
         matrix=np.stack([_matrix(*operation, shape) for operation in operations]),
-        table=table,
-        table_index=index,
+        has_table=(kind != STATIC) | (table != np.arange(256)).any(axis=1),
         table_kind=kind,
-        has_table=(kind != STATIC) | (index != index[0]),
+        table=table,
         contrast=factors("Contrast"),
         blend=factors("Color", "Sharpness"),
         smooth=np.array([name == "Sharpness" for name, _ in operations]))
 
 
 class Draw(NamedTuple):
-    """A policy made ready for one image size: its rows, and what to draw them from.
+    """A policy made ready for one image size: its operations, and how they are drawn.
 
-    For choice i (uniform) in slot j (one after the other): row numbers, int32 [choices, slots],
-    for the magnitude taken negative and positive, and the probability, float32 [choices, slots].
+    operations: number 0 is the identity; rows: theirs. For choice i (uniform) in slot j (one after
+    the other): operation numbers, int32 [choices, slots], for the magnitude taken negative and
+    positive, and the probability, float32 [choices, slots].
     """
 
+    operations: tuple[Operation, ...]
     rows: Rows
     negative: np.ndarray
     positive: np.ndarray
@@ -175,20 +170,17 @@ class Draw(NamedTuple):
 
 def _draw(choices, shape):
     """Return the `Draw` of `choices`: each one slot or more of (name, magnitude, probability)."""
-    operations, numbers = [], {Operation("Identity", 0.0): 0}
+    numbers = {Operation("Identity", 0.0): 0}
 
     def number(name, magnitude):
-        operation = Operation(name, magnitude if magnitude else 0.0)
-        if operation not in numbers:
-            operations.append(operation)
-            numbers[operation] = len(operations)
-        return numbers[operation]
+        return numbers.setdefault(Operation(name, magnitude if magnitude else 0.0), len(numbers))
 
     positive = [[number(name, m) for name, m, _ in choice] for choice in choices]
     negative = [[number(name, -m if name in SIGNED else m) for name, m, _ in choice]
                 for choice in choices]
     probability = [[p for _, _, p in choice] for choice in choices]
-    return Draw(make_rows(operations, shape), np.array(negative, np.int32),
+    operations = tuple(numbers)
+    return Draw(operations, make_rows(operations, shape), np.array(negative, np.int32),
                 np.array(positive, np.int32), np.array(probability, np.float32))
 
 
@@ -224,7 +216,7 @@ def trivialaugment(bins, shape):
 
 
 def sample(draw, key):
-    """Draw the row numbers, int32 [slots], that one image gets; key: a typed PRNG key."""
+    """Draw the operation numbers, int32 [slots], that one image gets; key: a typed PRNG key."""
     choices, slots = draw.probability.shape
     uniform = jax.random.uniform(key, (1 + 2 * slots,))
     choice = jnp.minimum((uniform[0] * choices).astype(jnp.int32), choices - 1)
@@ -234,52 +226,41 @@ def sample(draw, key):
 
 
 def apply(rows, view, numbers):
-    """Apply rows `numbers` (int32 [slots]) one after the other to a uint8 `View`; return a `View`.
+    """Apply operations `numbers` (int32 [slots]) in turn to a uint8 `View`; return a `View`.
 
     The conditions skip work where images are processed one by one, and are selects under vmap.
     """
+    chosen = jax.tree.map(lambda values: jnp.asarray(values)[numbers], rows)
     for slot in range(numbers.shape[0]):
-        number = numbers[slot]
-        matrix = jnp.asarray(rows.matrix)[number]
-        image = view.through(geometry.affine_map(matrix, view.image.shape[:2])).read()
-        image = _apply_table(rows, image, number)
-        view = View(_apply_blend(rows, image, number))
+        row = jax.tree.map(lambda values: values[slot], chosen)  # noqa: B023
+        image = view.through(geometry.affine_map(row.matrix, view.image.shape[:2])).read()
+        image = jax.lax.cond(row.has_table, _apply_table, lambda _, x: x, row, image)
+        view = View(jax.lax.cond(row.blend != 1, _apply_blend, lambda _, x: x, row, image))
     return view
 
 
-def _apply_table(rows, image, number):
-    """Apply the look-up table of one row to uint8 [H, W, 3]."""
+def _apply_table(row, image):
+    """Replace the values of uint8 [H, W, 3] by the look-up table of one row."""
     count = image.shape[0] * image.shape[1]
-    ramp = jnp.arange(256, dtype=jnp.int32)
-
-    def static():
-        return jnp.asarray(rows.table)[jnp.asarray(rows.table_index)[number]]
 
     def contrast():
         mean = color.mean_luma(color.luma(image))
-        return color.blend(mean, ramp, jnp.asarray(rows.contrast)[number])
+        return color.blend(mean, jnp.arange(256, dtype=jnp.int32), row.contrast)
 
-    def of_counts(make_table):
-        return lambda: make_table(color.count_below(image), count)
+    def autocontrast():
+        return color.autocontrast_table(color.count_below(image), count)
 
-    def looked_up():
-        kind = jnp.asarray(rows.table_kind)[number]
-        makers = (static, contrast, of_counts(color.autocontrast_table),
-                  of_counts(color.equalize_table))
-        branches = [lambda make=make: jnp.broadcast_to(make(), (3, 256)).astype(jnp.uint8)
-                    for make in makers]
-        return color.look_up(image, jax.lax.switch(kind, branches))
+    def equalize():
+        return color.equalize_table(color.count_below(image), count)
 
-    return jax.lax.cond(jnp.asarray(rows.has_table)[number], looked_up, lambda: image)
+    makers = (lambda: row.table, contrast, autocontrast, equalize)  # in the order of the kinds
+    tables = [lambda make=make: jnp.broadcast_to(make(), (3, 256)).astype(jnp.uint8)
+              for make in makers]
+    return color.look_up(image, jax.lax.switch(row.table_kind, tables))
 
 
-def _apply_blend(rows, image, number):
-    """Blend uint8 [H, W, 3] with its gray or smoothed self as one row says."""
-
-    def blended():
-        base = jax.lax.cond(
-            jnp.asarray(rows.smooth)[number], lambda: color.smooth(image),
-            lambda: jnp.broadcast_to(color.luma(image), image.shape))
-        return color.blend(base, image, jnp.asarray(rows.blend)[number])
-
-    return jax.lax.cond(jnp.asarray(rows.blend)[number] != 1, blended, lambda: image)
+def _apply_blend(row, image):
+    """Blend uint8 [H, W, 3] with its smoothed or its gray self."""
+    base = jax.lax.cond(
+        row.smooth, color.smooth, lambda x: jnp.broadcast_to(color.luma(x), x.shape), image)
+    return color.blend(base, image, row.blend)

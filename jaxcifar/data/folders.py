@@ -92,8 +92,7 @@ def dataset_lock(root: pathlib.Path, name: str, say=None, wait: bool = True):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                if error.errno in (errno.EAGAIN, errno.EACCES):
-                    held = wait
+                held = wait or error.errno not in (errno.EAGAIN, errno.EACCES)
                 if error.errno in (errno.EAGAIN, errno.EACCES) and wait:
                     if say:
                         say(f"another process is preparing {name} in {root}: waiting for it")

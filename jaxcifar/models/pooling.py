@@ -1,4 +1,9 @@
-"""Pooling as torch does it, from slices and reshapes, whose backward passes are deterministic."""
+"""Pooling as torch does it, from slices and reshapes, whose backward passes are deterministic.
+
+Windows that overlap are taken along one axis, then along the other: k + k operations, not k * k.
+"""
+
+import functools
 
 import jax.numpy as jnp
 from jax import lax
@@ -44,10 +49,16 @@ def max_pool(x, kernel, stride=None, padding=0):
     """
     kernel, padding = _pair(kernel), _pair(padding)
     stride = kernel if stride is None else _pair(stride)
-    best = None
-    for entry in _windows(_pad(x, padding, -jnp.inf), kernel, stride):
-        best = entry if best is None else jnp.where((entry > best) | (entry != entry), entry, best)
-    return best
+    padded = _pad(x, padding, -jnp.inf)
+    if kernel == stride:
+        return _first_maximum(_windows(padded, kernel, stride))
+    columns = _first_maximum(_windows(padded, (1, kernel[1]), (1, stride[1])))
+    return _first_maximum(_windows(columns, (kernel[0], 1), (stride[0], 1)))
+
+
+def _first_maximum(entries):
+    return functools.reduce(
+        lambda best, entry: jnp.where((entry > best) | (entry != entry), entry, best), entries)
 
 
 def avg_pool(x, kernel, stride=None, padding=0):
@@ -58,7 +69,7 @@ def avg_pool(x, kernel, stride=None, padding=0):
     kernel, padding = _pair(kernel), _pair(padding)
     stride = kernel if stride is None else _pair(stride)
     padded = _pad(x.astype(jnp.float32), padding, 0.0)
-    rows = sum(_windows(padded, (kernel[0], 1), (stride[0], 1)))  # separable: k + k additions, not k * k
+    rows = sum(_windows(padded, (kernel[0], 1), (stride[0], 1)))
     total = sum(_windows(rows, (1, kernel[1]), (1, stride[1])))
     return (total / (kernel[0] * kernel[1])).astype(x.dtype)
 
