@@ -1,7 +1,8 @@
-"""Host settings that make JAX fast on CPU: keep freed memory, on huge pages, and run steps in the caller's thread.
+"""Host settings that make JAX fast on CPU: freed memory is kept, on huge pages; no async dispatch.
 
-A training step on CPU allocates hundreds of megabytes of temporaries and frees them again. By default glibc hands such
-blocks back to the kernel, and the next step faults every 4 kB page in anew: a third of the step's time.
+A training step on CPU allocates hundreds of megabytes of temporaries and frees them again. By
+default glibc hands such blocks back to the kernel, and the next step faults every 4 kB page in
+anew: a third of the step's time.
 """
 
 import ctypes
@@ -18,12 +19,13 @@ _HUGE_PAGE = 2 << 20
 
 
 def configure(reserve_bytes=4 << 30):
-    """Set up the process for training on CPU; return whether anything was set. Call before JAX's backend starts.
+    """Set up the process for training on CPU, before JAX's backend starts; return whether it did.
 
-    Sets glibc's malloc to keep what it has (no mmap for large blocks, no trimming, one arena), advises huge
-    pages for the first `reserve_bytes` of its heap (addresses, not memory: pages are taken when touched),
-    and switches asynchronous dispatch off. Does nothing where JAX will not run on CPU; malloc is left alone where the
-    C library is not glibc. Results of computations do not change.
+    Sets glibc's malloc to keep what it has (no mmap for large blocks, no trimming, one arena),
+    advises huge pages for the first `reserve_bytes` of its heap (addresses, not memory: pages are
+    taken when touched), and switches asynchronous dispatch off. Does nothing where JAX will not
+    run on CPU; malloc is left alone where the C library is not glibc. Results of computations do
+    not change.
     """
     if not runs_on_cpu():
         return False
@@ -59,7 +61,7 @@ def _keep_freed_memory(libc):
 
 
 def _advise_huge_pages(libc, count):
-    """Grow the heap by `count` bytes, advise huge pages for them, and free them: malloc keeps the range."""
+    """Grow the heap by `count` bytes, advise huge pages for them, free them: malloc keeps them."""
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]

@@ -1,10 +1,12 @@
 """PyTorch state_dicts to Flax variables and back, by one rule set for every model.
 
-A Flax path joined with dots is the state_dict's key (see jaxcifar.models.layers); only leaves are renamed:
+A Flax path joined with dots is the state_dict's key (see jaxcifar.models.layers); only leaves are
+renamed:
 
-    params       kernel  [kh, kw, in, out] -> weight [out, in, kh, kw];  [in, out] -> weight [out, in]
-    params       scale   -> weight        bias -> bias        any other leaf keeps its name and layout
-    batch_stats  mean    -> running_mean  var  -> running_var (and num_batches_tracked, which is not kept)
+    params       kernel [kh, kw, in, out] -> weight [out, in, kh, kw]
+                 kernel [in, out]         -> weight [out, in]
+                 scale  -> weight         any other leaf keeps its name and layout
+    batch_stats  mean   -> running_mean   var -> running_var   (num_batches_tracked is not kept)
 """
 
 import jax
@@ -24,17 +26,19 @@ _COUNTER = "num_batches_tracked"
 
 
 def from_torch(name, state_dict, *, num_classes=10, image_size=32, **options):
-    """Return the variables of `models.create(name, num_classes, **options)` holding a state_dict's values.
+    """Return a model's variables that hold a state_dict's values.
 
-    state_dict: key -> torch tensor or numpy array. Returns {"params", "batch_stats"} of float32 numpy arrays.
-    Raises UserError that lists every missing, unexpected and wrongly shaped key.
+    name, num_classes, options: as in `models.create`; image_size: of the model's inputs;
+    state_dict: key -> torch tensor or numpy array. Returns {"params", "batch_stats"} of float32
+    numpy arrays. Raises UserError that lists every missing, unexpected and wrongly shaped key.
     """
     template = _template(name, num_classes, image_size, options)
     given = {key: _array(value) for key, value in state_dict.items() if not _is_counter(key)}
     wanted = {torch_key(path): (path, leaf) for path, leaf in _leaves(template)}
     problems = [f"missing {key} {_torch_shape(path, leaf.shape)}"
                 for key, (path, leaf) in wanted.items() if key not in given]
-    problems += [f"unexpected {key} {value.shape}" for key, value in given.items() if key not in wanted]
+    problems += [f"unexpected {key} {value.shape}"
+                 for key, value in given.items() if key not in wanted]
     problems += [f"{key} has shape {given[key].shape}, expected {_torch_shape(path, leaf.shape)}"
                  for key, (path, leaf) in wanted.items()
                  if key in given and given[key].shape != _torch_shape(path, leaf.shape)]
@@ -50,21 +54,24 @@ def from_torch(name, state_dict, *, num_classes=10, image_size=32, **options):
 def to_torch(name, variables, *, num_classes=10, image_size=32, num_batches_tracked=0, **options):
     """Return the state_dict, key -> numpy array, that the PyTorch original would load.
 
-    variables: {"params", "batch_stats"} of the model. num_batches_tracked: the count written for every BatchNorm.
-    Raises UserError where the variables are not those of `models.create(name, num_classes, **options)`.
+    variables: {"params", "batch_stats"} of the model. num_batches_tracked: the count written for
+    every BatchNorm. Raises UserError where the variables are not those of `models.create(name,
+    num_classes, **options)`.
     """
-    template = {path: leaf.shape for path, leaf in _leaves(_template(name, num_classes, image_size, options))}
-    given = {path: leaf for path, leaf in _leaves(variables) if path[0] in ("params", "batch_stats")}
+    wanted = _template(name, num_classes, image_size, options)
+    template = {path: leaf.shape for path, leaf in _leaves(wanted)}
+    given = {path: leaf for path, leaf in _leaves(variables) if path[0] in wanted}
     problems = [f"missing {'/'.join(path)}" for path in template if path not in given]
     problems += [f"unexpected {'/'.join(path)}" for path in given if path not in template]
     problems += [f"{'/'.join(path)} has shape {given[path].shape}, expected {shape}"
-                 for path, shape in template.items() if path in given and given[path].shape != shape]
+                 for path, shape in template.items()
+                 if path in given and given[path].shape != shape]
     if problems:
         raise UserError(f"variables are not those of model {name!r}: {'; '.join(problems)}")
     state_dict = {}
     for path in template:
         value = _to_torch_layout(path, np.asarray(given[path], np.float32))
-        state_dict[torch_key(path)] = np.array(value, order="C")  # a copy: torch wants writable arrays
+        state_dict[torch_key(path)] = np.array(value, order="C")  # a copy, writable as torch wants
         if path[0] == "batch_stats" and path[-1] == "var":
             counter = ".".join((*path[1:-1], _COUNTER))
             state_dict[counter] = np.asarray(num_batches_tracked, np.int64)
@@ -72,7 +79,7 @@ def to_torch(name, variables, *, num_classes=10, image_size=32, num_batches_trac
 
 
 def torch_key(path):
-    """Return the state_dict key of a Flax path, ("params", "layer1.0", "conv1", "kernel") for instance."""
+    """Return the state_dict key of a path such as ("params", "layer1.0", "conv1", "kernel")."""
     return ".".join((*path[1:-1], _LEAVES.get((path[0], path[-1]), path[-1])))
 
 
@@ -83,7 +90,7 @@ def _template(name, num_classes, image_size, options):
 
 
 def _leaves(tree, path=()):
-    """Yield (path, leaf) in the tree's order, which is the order of definition."""
+    """Yield (path, leaf) for every leaf of nested dicts."""
     for key, value in tree.items():
         if hasattr(value, "items"):
             yield from _leaves(value, (*path, key))
@@ -98,7 +105,7 @@ def _insert(tree, path, value):
 
 
 def _to_torch_layout(path, value):
-    """[kh, kw, in, out] -> [out, in, kh, kw] and [in, out] -> [out, in]; other leaves as they are."""
+    """Turn a kernel [kh, kw, in, out] into [out, in, kh, kw], [in, out] into [out, in]."""
     if path[-1] != "kernel":
         return value
     return np.moveaxis(value, (-1, -2), (0, 1))
@@ -121,7 +128,7 @@ def _is_counter(key):
 
 
 def _array(value):
-    """Return a numpy array of a numpy array or of a torch tensor on any device, without importing torch."""
+    """Return a numpy array of an array or of a torch tensor, without importing torch."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().float() if value.is_floating_point() else value.detach().cpu()
     return np.asarray(value)

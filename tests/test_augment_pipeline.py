@@ -233,7 +233,8 @@ def test_draws_are_independent_of_each_other():
     columns = np.column_stack([
         flip, again, place, angle, jitter.factor, jitter.shift, jitter.order[:, :3], square.top,
         square.left, numbers, (erased.top + 0.5) / (33 - erased.height),
-        (erased.left + 0.5) / (33 - erased.width), erased.height * erased.width, erased.height / erased.width])
+        (erased.left + 0.5) / (33 - erased.width), erased.height * erased.width,
+        erased.height / erased.width])
     correlation = np.corrcoef(columns.astype(float), rowvar=False)
     # Known exceptions: places in a permutation exclude each other; a sub-policy names both slots.
     order, slots = range(9, 12), range(14, 16)

@@ -31,12 +31,13 @@ print(total.hex(), low <= block.ctypes.data < top)
 
 def probe(mode):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    out = subprocess.run([sys.executable, "-c", PROBE, mode], capture_output=True, text=True, env=environment)
+    out = subprocess.run(
+        [sys.executable, "-c", PROBE, mode], capture_output=True, text=True, env=environment)
     assert out.returncode == 0, out.stderr
     return out.stdout.split()
 
 
-@pytest.mark.skipif(host._glibc() is None, reason="malloc settings are glibc's; this is another C library")
+@pytest.mark.skipif(host._glibc() is None, reason="the settings are glibc's; this is not glibc")
 def test_large_blocks_come_from_the_heap_once_configured_and_results_stay():
     plain_total, plain_in_heap = probe("plain")
     total, in_heap = probe("configure")

@@ -1,4 +1,4 @@
-"""Layers without torch: device invariance, padding, dropout's distribution, initial distributions."""
+"""Layers without torch: device invariance, padding, dropout, initial distributions."""
 
 import functools
 
@@ -32,7 +32,7 @@ def norm_variables(seed=1):
 
 
 def norm_results(variables, x, weights, mask=None, axis_name=None, bn_axis_name=None):
-    """Outputs, new statistics and gradients (parameters' and input's) of sum(y * weights), BatchNorm in training."""
+    """BatchNorm in training: outputs, new statistics, gradients of sum(y * weights)."""
     def loss(params, x):
         with layers.batch_context(axis_name, bn_axis_name, mask):
             y, new = layers.BatchNorm().apply(
@@ -45,9 +45,9 @@ def norm_results(variables, x, weights, mask=None, axis_name=None, bn_axis_name=
 
 
 def assert_trees_close(actual, expected, atol=2e-5):
-    for (path, a), (_, b) in zip(
-            jax.tree_util.tree_leaves_with_path(actual), jax.tree_util.tree_leaves_with_path(expected), strict=True):
+    def check(path, a, b):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=atol, err_msg=jax.tree_util.keystr(path))
+    jax.tree_util.tree_map_with_path(check, actual, expected)
 
 
 def plain_batch_norm(x, mask, scale, bias, eps, axis_name):
@@ -73,12 +73,14 @@ def test_batch_norm_gradient_equals_autodiff_of_the_definition(mask):
     scale, bias = variables["params"]["scale"], variables["params"]["bias"]
 
     def ours(x, scale, bias):
-        return jnp.sum(weights * batch_norm(x, mask, jnp.full(CHANNELS, 0.7), scale, bias, 1e-5, None)[0])
+        y = batch_norm(x, mask, jnp.full(CHANNELS, 0.7), scale, bias, 1e-5, None)[0]
+        return jnp.sum(weights * y)
 
     def plain(x, scale, bias):
         return jnp.sum(weights * plain_batch_norm(x, mask, scale, bias, 1e-5, None))
 
-    assert_trees_close(jax.grad(ours, (0, 1, 2))(x, scale, bias), jax.grad(plain, (0, 1, 2))(x, scale, bias))
+    expected = jax.grad(plain, (0, 1, 2))(x, scale, bias)
+    assert_trees_close(jax.grad(ours, (0, 1, 2))(x, scale, bias), expected)
 
 
 def test_batch_norm_of_a_padded_batch_equals_the_unpadded_one():
@@ -106,20 +108,23 @@ def test_global_batch_norm_does_not_depend_on_the_number_of_devices(wrapper, dev
     expected = norm_results(variables, x, weights, mask)
     actual = over_devices(
         lambda x, weights, mask: norm_results(variables, x, weights, mask, "batch", "batch"),
-        wrapper, devices, (x, weights, mask), {"y": True, "stats": False, "params": False, "x": True})
+        wrapper, devices, (x, weights, mask),
+        {"y": True, "stats": False, "params": False, "x": True})
     assert_trees_close(actual, expected)
 
 
+def the_same_everywhere(parts):
+    np.testing.assert_array_equal(parts, np.broadcast_to(parts[:1], parts.shape))
+    return parts[0]
+
+
 def over_devices(function, wrapper, devices, args, sharded):
-    """Run a function of sharded arrays over devices; outputs named in `sharded` are put together again."""
+    """Run a function over devices; the outputs that `sharded` marks are put together again."""
     if wrapper == "pmap":
         split = jax.tree.map(lambda a: a.reshape(devices, -1, *a.shape[1:]), args)
         out = jax.pmap(function, "batch", devices=jax.devices()[:devices])(*split)
-        for key, parts in out.items():
-            if not sharded[key]:
-                jax.tree.map(lambda a: np.testing.assert_array_equal(a, np.broadcast_to(a[:1], a.shape)), parts)
-        return {key: parts.reshape(-1, *parts.shape[2:]) if sharded[key] else jax.tree.map(lambda a: a[0], parts)
-                for key, parts in out.items()}
+        return {key: parts.reshape(-1, *parts.shape[2:]) if sharded[key]
+                else jax.tree.map(the_same_everywhere, parts) for key, parts in out.items()}
     mesh = Mesh(np.array(jax.devices()[:devices]), ("batch",))
     mapped = jax.shard_map(
         function, mesh=mesh, in_specs=P("batch"), check_vma=False,
@@ -133,7 +138,8 @@ def test_per_replica_statistics_are_those_of_each_devices_share():
     actual = over_devices(
         lambda x, weights: {"y": norm_results(variables, x, weights, None, "batch", None)["y"]},
         "pmap", 2, (x, weights), {"y": True})
-    expected = np.concatenate([norm_results(variables, half, np.ones_like(half))["y"] for half in (x[:8], x[8:])])
+    expected = np.concatenate(
+        [norm_results(variables, half, np.ones_like(half))["y"] for half in (x[:8], x[8:])])
     np.testing.assert_allclose(actual["y"], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -163,14 +169,16 @@ def test_batch_norm_statistics_are_float32_and_output_is_in_the_compute_dtype():
     assert y.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, new))} == {jnp.dtype("float32")}
     exact = np.asarray(x, np.float64)
-    np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 + 0.1 * exact.var((0, 1, 2), ddof=1), rtol=1e-5)
+    expected = 0.9 + 0.1 * exact.var((0, 1, 2), ddof=1)
+    np.testing.assert_allclose(new["batch_stats"]["var"], expected, rtol=1e-5)
     assert layer.apply(variables, x, False).dtype == jnp.bfloat16
 
 
 def test_a_mask_of_the_wrong_length_is_refused():
     x = maps()
     variables = norm_variables()
-    with pytest.raises(ValueError, match="expected one number per example"), layers.batch_context(mask=jnp.ones(3)):
+    refused = pytest.raises(ValueError, match="expected one number per example")
+    with refused, layers.batch_context(mask=jnp.ones(3)):
         layers.BatchNorm().apply(variables, x, True, mutable=["batch_stats"])
 
 
@@ -185,8 +193,9 @@ def test_batch_context_ends_with_its_block():
     assert layers.current_batch() == layers.BatchContext()
 
 
-@pytest.mark.parametrize("layer,free", [
-    (layers.Dropout(0.3), (0, 1, 2, 3)), (layers.Dropout2d(0.3), (0, 3))], ids=["Dropout", "Dropout2d"])
+@pytest.mark.parametrize(
+    "layer,free", [(layers.Dropout(0.3), (0, 1, 2, 3)), (layers.Dropout2d(0.3), (0, 3))],
+    ids=["Dropout", "Dropout2d"])
 def test_dropout_rate_scale_and_shape(layer, free):
     x = jnp.full((64, 4, 4, 32), 2.0)
     y = np.asarray(layer.apply({}, x, True, rngs={"dropout": jax.random.key(0)}))
@@ -210,10 +219,12 @@ def test_dropout_does_not_depend_on_the_number_of_devices(devices):
 
     def drop(x, axis_name=None):
         with layers.batch_context(axis_name):
-            return {"y": layers.Dropout(0.5).apply({}, x, True, rngs={"dropout": jax.random.key(3)})}
+            rngs = {"dropout": jax.random.key(3)}
+            return {"y": layers.Dropout(0.5).apply({}, x, True, rngs=rngs)}
     whole = drop(x)["y"]
+    sharded = functools.partial(drop, axis_name="batch")
     for wrapper in ("pmap", "shard_map"):
-        parts = over_devices(functools.partial(drop, axis_name="batch"), wrapper, devices, (x,), {"y": True})
+        parts = over_devices(sharded, wrapper, devices, (x,), {"y": True})
         np.testing.assert_array_equal(parts["y"], whole)
 
 
@@ -231,7 +242,7 @@ def test_initial_weights_and_biases_are_uniform_within_one_over_sqrt_fan_in(laye
     bound = 1 / np.sqrt(fan_in)
     kernel = np.asarray(params["kernel"]).ravel()
     assert np.abs(kernel).max() <= bound and np.abs(params["bias"]).max() <= bound
-    # The largest distance of n uniform draws' distribution from the line passes 1.95 / sqrt(n) once in 1,000.
+    # Kolmogorov-Smirnov: n uniform draws stray further than 1.95 / sqrt(n) once in 1,000.
     draws = np.sort((kernel / bound + 1) / 2)
     distance = np.abs(draws - (np.arange(draws.size) + 0.5) / draws.size).max()
     assert distance < 1.95 / np.sqrt(draws.size)
@@ -252,7 +263,8 @@ def test_asymmetric_padding_is_top_bottom_left_right():
 
 def test_flatten_follows_torchs_order():
     x = np.arange(2 * 2 * 3 * 4).reshape(2, 2, 3, 4)
-    np.testing.assert_array_equal(layers.flatten(jnp.asarray(x)), x.transpose(0, 3, 1, 2).reshape(2, -1))
+    expected = x.transpose(0, 3, 1, 2).reshape(2, -1)
+    np.testing.assert_array_equal(layers.flatten(jnp.asarray(x)), expected)
 
 
 def test_pooling_refuses_a_window_larger_than_the_map():
@@ -279,5 +291,7 @@ def test_batch_norm_inside_checkpoint_and_mask_traced_by_jit():
 
     def plain(x):
         params = variables["params"]
-        return jnp.sum(plain_batch_norm(x, padding_mask(), params["scale"], params["bias"], 1e-5, None) ** 3)
-    np.testing.assert_allclose(gradient(x, padding_mask()), jax.grad(plain)(x), rtol=1e-4, atol=1e-4)
+        y = plain_batch_norm(x, padding_mask(), params["scale"], params["bias"], 1e-5, None)
+        return jnp.sum(y ** 3)
+    actual = gradient(x, padding_mask())
+    np.testing.assert_allclose(actual, jax.grad(plain)(x), rtol=1e-4, atol=1e-4)

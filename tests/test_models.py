@@ -14,7 +14,8 @@ IMAGES = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 def shapes(name, **options):
     """Shapes of a model's variables and logits, without computing anything."""
     model = models.create(name, **options)
-    return jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False), IMAGES)
+    return jax.eval_shape(
+        lambda x: model.init_with_output(jax.random.key(0), x, train=False), IMAGES)
 
 
 BASE = {"blocks": [2, 2, 2, 2], "shortcut_kernel": 1}
@@ -42,13 +43,14 @@ def test_parameter_counts(name, options, expected):
 
 @pytest.mark.parametrize("kernel,millions", [(1, 2.8), (2, 2.9), (3, 3.1)])
 def test_shortcut_kernels_give_the_reports_sizes(kernel, millions):
-    _, variables = shapes("resnet5m", channels=[32, 64, 128, 256], blocks=[2] * 4, shortcut_kernel=kernel)
+    _, variables = shapes(
+        "resnet5m", channels=[32, 64, 128, 256], blocks=[2] * 4, shortcut_kernel=kernel)
     assert round(models.count_params(variables["params"]) / 1e6, 1) == millions
 
 
 @pytest.mark.parametrize("options", [
-    {"pool": 2}, {"kernel_size": 5}, {"stem_width": 16, "stem_kernel": 5}, {"channels": [8, 16, 32]},
-    {"shortcut_kernel": 2, "channels": [8, 16, 16, 32]}])
+    {"pool": 2}, {"kernel_size": 5}, {"stem_width": 16, "stem_kernel": 5},
+    {"channels": [8, 16, 32]}, {"shortcut_kernel": 2, "channels": [8, 16, 16, 32]}])
 def test_every_option_changes_the_shapes_and_still_fits(options):
     base = {"channels": [4, 8, 8, 8]}
     merged = base | options
@@ -69,9 +71,9 @@ def test_every_model_describes_itself_and_is_hashable(name):
 
 
 def test_unknown_names_and_options_suggest_the_nearest():
-    with pytest.raises(UserError, match=r"unknown model 'resnet5' \(did you mean 'resnet5m'\?\); known: "):
+    with pytest.raises(UserError, match=r"unknown model 'resnet5' \(did you mean 'resnet5m'\?\)"):
         models.create("resnet5")
-    with pytest.raises(UserError, match=r"no option 'chanels' \(did you mean 'channels'\?\); its options: "):
+    with pytest.raises(UserError, match=r"no option 'chanels' \(did you mean 'channels'\?\); its "):
         models.create("resnet5m", chanels=[1])
 
 
@@ -80,7 +82,8 @@ def test_different_numbers_of_widths_and_blocks_are_refused():
         shapes("resnet5m", channels=[8, 8], blocks=[1])
 
 
-SMALL = {"resnet5m": {"channels": [4, 6], "blocks": [1, 1], "stem_width": 4}, "cnn3": {"filters": [4, 4, 8]}}
+SMALL = {"resnet5m": {"channels": [4, 6], "blocks": [1, 1], "stem_width": 4},
+         "cnn3": {"filters": [4, 4, 8]}}
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -89,9 +92,10 @@ def test_bfloat16_forward_is_finite_and_near_float32(name):
     logits = {}
     for dtype in (jnp.float32, jnp.bfloat16):
         model = models.create(name, dtype=dtype, **SMALL[name])
-        variables = model.init(jax.random.key(0), images, train=False)
+        variables = jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
         assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-        out, new = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        forward = jax.jit(lambda v: model.apply(v, images, train=True, mutable=["batch_stats"]))
+        out, new = forward(variables)
         assert {leaf.dtype for leaf in jax.tree.leaves(new)} <= {jnp.dtype("float32")}
         logits[dtype] = out
         assert out.dtype == jnp.float32
@@ -103,7 +107,7 @@ def test_bfloat16_forward_is_finite_and_near_float32(name):
 def test_one_trace_per_shape():
     model = models.create("cnn3", **SMALL["cnn3"], dropout=0.5)
     images = jnp.zeros((2, 32, 32, 3))
-    variables = model.init(jax.random.key(0), images, train=False)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
     traces = []
 
     @jax.jit

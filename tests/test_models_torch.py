@@ -1,4 +1,4 @@
-"""Every model against its torch twin with the same weights: logits, gradients, BatchNorm statistics."""
+"""Every model against its torch twin, same weights: logits, gradients, BatchNorm statistics."""
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,8 @@ def batch(sample_images):
 
 def assert_close(actual, expected, scale, name=""):
     expected = np.asarray(expected)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=scale * np.abs(expected).max(), err_msg=name)
+    atol = scale * np.abs(expected).max()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=atol, err_msg=name)
 
 
 def test_logits_in_evaluation(pair, sample_images):
@@ -84,7 +85,8 @@ def test_training_logits_gradients_and_running_statistics(pair, sample_images):
     largest = max(float(p.grad.abs().max()) for p in twin.parameters())
     ours = exported({**variables, "params": grads})
     for key, parameter in twin.named_parameters():
-        np.testing.assert_allclose(ours[key], parameter.grad, rtol=1e-3, atol=1e-5 * largest, err_msg=key)
+        np.testing.assert_allclose(
+            ours[key], parameter.grad, rtol=1e-3, atol=1e-5 * largest, err_msg=key)
     ours = exported({**variables, **new})
     for key, buffer in twin.named_buffers():
         if "running" in key:

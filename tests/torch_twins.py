@@ -5,17 +5,6 @@ import torch.nn.functional as F
 from torch import nn
 
 
-class Pad(nn.Module):
-    """Zero padding before a convolution whose sides differ; holds no parameters."""
-
-    def __init__(self, sides):
-        super().__init__()
-        self.sides = sides
-
-    def forward(self, x):
-        return F.pad(x, self.sides)
-
-
 class Block(nn.Module):
     def __init__(self, width, features, stride, kernel, shortcut_kernel):
         super().__init__()
@@ -87,7 +76,7 @@ TWINS = {"resnet5m": ResNet, "cnn3": CNN3}
 
 
 def randomized(model, seed=0):
-    """Give every BatchNorm of a twin parameters and running statistics that are not the initial ones."""
+    """Give every BatchNorm of a twin other parameters and statistics than the initial ones."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -18,7 +18,7 @@ import numpy as np
 from jaxcifar.augment import color, geometry
 from jaxcifar.augment.geometry import View
 
-# Arithmetic of AutoAugment's space: (operation, probability, magnitude bin 0-9 or None) twice.
+# 25 sub-policies of two operations: (name, probability, magnitude bin 0-9 or None).
 CIFAR10_POLICY = (
     (("Invert", 0.1, None), ("Contrast", 0.2, 6)),
     (("Rotate", 0.7, 2), ("TranslateX", 0.3, 9)),

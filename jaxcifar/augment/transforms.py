@@ -1,22 +1,34 @@
 """Random transforms of one image: what each draws, and what it does with the draw.
 
 Every transform is a frozen dataclass whose fields are the arguments of the specification string,
-with the same three methods:
-  sample(key, shape) -> parameters   from one typed PRNG key, for images of shape (H, W, C);
-  apply(view, parameters) -> View    of a `geometry.View`; uint8 where `on_normalized` is False;
-  describe() -> str                  one line for the run's header.
-Distributions are torchvision's; bad arguments raise ValueError when the transform is made.
+with the methods of `Transform`. Distributions are torchvision's; bad arguments raise ValueError
+when the transform is made.
 """
 
 import dataclasses
 import math
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from jaxcifar.augment import color, geometry, ops, policies
 from jaxcifar.augment.geometry import View
+
+
+class Transform(Protocol):
+    """What every transform of one image offers; `on_normalized`: works on floats too."""
+
+    on_normalized: ClassVar[bool]
+
+    def sample(self, key, shape) -> Any:
+        """Draw parameters, a pytree of arrays, from one typed PRNG key, for shape (H, W, C)."""
+
+    def apply(self, view, parameters) -> View:
+        """Return `view` with the transform added (geometry) or carried out (colour, erasing)."""
+
+    def describe(self) -> str:
+        """Return one line for the run's header."""
 
 
 def _require(condition, message):

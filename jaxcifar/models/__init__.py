@@ -14,7 +14,8 @@ from jaxcifar.errors import UserError
 MODELS = {
     "resnet5m": ("resnet", "ResNet", {}),
     "resnet18": ("resnet", "ResNet", {
-        "channels": (64, 128, 256, 512), "blocks": (2, 2, 2, 2), "shortcut_kernel": 1, "stem_width": 64}),
+        "channels": (64, 128, 256, 512), "blocks": (2, 2, 2, 2), "shortcut_kernel": 1,
+        "stem_width": 64}),
     "cnn3": ("cnn", "CNN3", {}),
 }
 
@@ -25,7 +26,7 @@ def names():
 
 
 def options(name):
-    """Return a dict of the model's options and their defaults; UserError where the name is unknown."""
+    """Return the model's options and their defaults; UserError where the name is unknown."""
     cls, preset = _lookup(name)
     fields = {field.name: field.default for field in dataclasses.fields(cls)}
     hidden = {"num_classes", "dtype", "parent", "name"}
@@ -35,9 +36,9 @@ def options(name):
 def create(name, num_classes=10, *, dtype=jnp.float32, **model_options):
     """Build the linen module of a registered model.
 
-    `model.apply(variables, images, train, ...)` takes images float [N, H, W, 3] and returns logits float32
-    [N, num_classes]; dtype is the type of the computation, parameters stay float32.
-    Raises UserError for an unknown name or option, with the nearest known one.
+    `model.apply(variables, images, train, ...)` takes images float [N, H, W, 3] and returns logits
+    float32 [N, num_classes]; dtype is the type of the computation, parameters stay float32. Raises
+    UserError for an unknown name or option, with the nearest known one.
     """
     cls, preset = _lookup(name)
     known = options(name)
@@ -56,7 +57,8 @@ def count_params(params):
 
 def _lookup(name):
     if name not in MODELS:
-        raise UserError(f"unknown model {name!r}{_nearest(name, MODELS)}; known: {', '.join(names())}")
+        raise UserError(f"unknown model {name!r}{_nearest(name, MODELS)}; "
+                        f"known: {', '.join(names())}")
     module, cls, preset = MODELS[name]
     return getattr(importlib.import_module(f"jaxcifar.models.{module}"), cls), preset
 

@@ -19,8 +19,8 @@ def _per_example(mask, x):
 def _statistics(x, mask, shift, axis_name):
     """Return (mean, biased variance, count) of each channel over the real examples, float32.
 
-    Sums are of x - shift: a variance from E[d^2] - E[d]^2 loses its digits where the mean is far from
-    zero, so the running mean, which every device holds alike, is taken off first.
+    Sums are of x - shift: a variance from E[d^2] - E[d]^2 loses its digits where the mean is far
+    from zero, so the running mean, which every device holds alike, is taken off first.
     """
     axes = tuple(range(x.ndim - 1))
     d = x.astype(jnp.float32) - shift
@@ -45,12 +45,12 @@ def _statistics(x, mask, shift, axis_name):
 def batch_norm(x, mask, shift, scale, bias, eps, axis_name):
     """Normalise by the batch's statistics; return (y, mean, var, count).
 
-    x: [..., C], any float dtype; mask: float [N] (1 real, 0 padding) or None; shift: float32 [C], a guess of
-    the mean (see `_statistics`), which changes rounding only; scale, bias: float32 [C]; axis_name: the data
-    axis whose devices share statistics, or None. y: as x; mean, var (biased): float32 [C], without a
-    gradient; count: float32, values per channel. Gradients of scale and bias are this device's share: the
-    caller sums them over devices, as those of every parameter. Source: Ioffe & Szegedy 2015;
-    torch.nn.BatchNorm2d (torch.nn.SyncBatchNorm over an axis).
+    x: [..., C], any float dtype; mask: float [N] (1 real, 0 padding) or None; shift: float32 [C],
+    a guess of the mean (see `_statistics`), which changes rounding only; scale, bias: float32 [C];
+    axis_name: the data axis whose devices share statistics, or None. y: as x; mean, var (biased):
+    float32 [C], without a gradient; count: float32, values per channel. Gradients of scale and
+    bias are this device's share: the caller sums them over devices, as those of every parameter.
+    Source: Ioffe & Szegedy 2015; torch.nn.BatchNorm2d (torch.nn.SyncBatchNorm over an axis).
     """
     return _forward(x, mask, shift, scale, bias, eps, axis_name)[0]
 

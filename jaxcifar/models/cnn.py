@@ -11,8 +11,8 @@ from jaxcifar.models import layers
 class CNN3(nn.Module):
     """Three 3x3 convolutions of stride 2, max pooling, channel dropout, three linear layers.
 
-    filters: of the convolutions; hidden: widths of the linear layers before the classifier; dropout: the
-    probability that a channel is zeroed (torch.nn.Dropout2d).
+    filters: of the convolutions; hidden: widths of the linear layers before the classifier;
+    dropout: the probability that a channel is zeroed (torch.nn.Dropout2d).
     """
 
     num_classes: int = 10

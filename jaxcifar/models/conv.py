@@ -1,8 +1,9 @@
 """How a convolution is computed: the same values and gradients whichever form is chosen.
 
-The forms differ in speed only, and every choice between them is made here, when a model is traced, by the backend.
-On CPU the gradient of the filters is a few matrix products of shifted images; XLA's own form of it, a convolution whose
-window is the whole image, takes 1.2 to 3 times as long (and up to 20 times for 1x1 filters with a stride).
+The forms differ in speed only, and every choice between them is made here, when a model is traced,
+by the backend. On CPU the gradient of the filters is a few matrix products of shifted images;
+XLA's own form of it, a convolution whose window is the whole image, takes 1.2 to 3 times as long
+(and up to 20 times for 1x1 filters with a stride).
 """
 
 import functools
@@ -50,7 +51,7 @@ _with_shifted_gradient.defvjp(_forward, _backward)
 
 
 def filter_gradient(x, dy, kernel_size, stride, padding):
-    """Return the gradient [kh, kw, C, features] of a convolution's kernel, float32, from matrix products.
+    """Return a convolution's kernel gradient, float32 [kh, kw, C, features], from matrix products.
 
     x: [N, H, W, C]; dy: [N, H', W', features]; stride and padding as in `conv2d`.
     """
@@ -60,7 +61,7 @@ def filter_gradient(x, dy, kernel_size, stride, padding):
 
 
 def _split_shifts(x, dy, kernel_size, padding):
-    """Shift x by rows and dy, the other way, by columns: kh products, and no image is copied kh * kw times.
+    """Shift x by rows and dy, the other way, by columns: kh products, kh + kw copies of images.
 
     dw[i, j] = sum over h, w of x[h + i - top, w] dy[h, w + left - j].
     """
@@ -87,7 +88,7 @@ def _shifts_of_x(x, dy, kernel_size, stride, padding):
 
 
 def _window(x, start, size, stride=(1, 1)):
-    """Return x[:, start[0] + stride[0] * (0 .. size[0] - 1), likewise columns], zeros outside the map."""
+    """Return `size` rows and columns of x, `stride` apart from `start` on; zeros outside the map."""
     edges = [(0, 0, 0)]
     for axis in (0, 1):
         reach = (size[axis] - 1) * stride[axis] + 1

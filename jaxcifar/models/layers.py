@@ -1,8 +1,9 @@
 """PyTorch's layers in Flax: every convention that differs between the two lives here.
 
-Submodule names. A module's name is its path in PyTorch's state_dict: `Conv(64, 3, name="layer1.0.conv1")`, or
-nested modules "layer1.0" > "conv1"; joined with dots they are the state_dict's key. Leaves are named as in Flax
-(kernel, scale, bias, mean, var); `jaxcifar.torch_weights` translates the leaves and nothing else.
+Submodule names. A module's name is its path in PyTorch's state_dict: `Conv(64, 3,
+name="layer1.0.conv1")`, or nested modules "layer1.0" > "conv1"; joined with dots they are the
+state_dict's key. Leaves are named as in Flax (kernel, scale, bias, mean, var);
+`jaxcifar.torch_weights` translates the leaves and nothing else.
 
 Types. Parameters and BatchNorm's statistics are float32; `dtype` is the type of the computation.
 Images and feature maps are [N, H, W, C].
@@ -48,9 +49,10 @@ _BATCH = contextvars.ContextVar("jaxcifar_batch", default=BatchContext())
 def batch_context(axis_name=None, bn_axis_name=None, mask=None):
     """Tell the layers, while a model is traced, how the batch lies on the devices.
 
-    axis_name: the data axis of pmap or shard_map, or None on one device; dropout numbers examples by their
-    position in the global batch. bn_axis_name: the axis over which BatchNorm shares its statistics; None keeps them
-    per device. mask: float [N], 1 for a real example and 0 for padding, which BatchNorm leaves out; None: all real.
+    axis_name: the data axis of pmap or shard_map, or None on one device; dropout numbers examples
+    by their position in the global batch. bn_axis_name: the axis over which BatchNorm shares its
+    statistics; None keeps them per device. mask: float [N], 1 for a real example and 0 for
+    padding, which BatchNorm leaves out; None: all real.
     """
     token = _BATCH.set(BatchContext(axis_name, bn_axis_name, mask))
     try:
@@ -65,10 +67,11 @@ def current_batch():
 
 
 def uniform_fan_in(fan_in=None):
-    """Return an initialiser U(-b, b), b = 1 / sqrt(fan_in): what torch's Conv and Linear layers start from.
+    """Return an initialiser U(-b, b), b = 1 / sqrt(fan_in): that of torch's Conv and Linear layers.
 
-    fan_in is by default that of a kernel [..., in, out]. torch calls it kaiming_uniform_(a=sqrt(5)), whose
-    bound is sqrt(6 / ((1 + 5) fan_in)), and gives biases the same bound (torch.nn.Linear.reset_parameters).
+    fan_in is by default that of a kernel [..., in, out]. torch calls it
+    kaiming_uniform_(a=sqrt(5)), whose bound is sqrt(6 / ((1 + 5) fan_in)), and gives biases the
+    same bound (torch.nn.Linear.reset_parameters).
     """
     def init(key, shape, dtype=jnp.float32):
         bound = 1 / math.sqrt(fan_in or math.prod(shape[:-1]))
@@ -86,10 +89,10 @@ def _sides(padding):
 
 
 class Conv(nn.Module):
-    """torch.nn.Conv2d: [N, H, W, C] to [N, H', W', features]; zero padding in numbers, never "SAME".
+    """torch.nn.Conv2d: [N, H, W, C] to [N, H', W', features]; padding in numbers, never "SAME".
 
-    kernel_size, stride: int or (rows, columns); padding: int, (rows, columns) or
-    ((top, bottom), (left, right)), since "SAME" pads strided convolutions on other sides than torch.
+    kernel_size, stride: int or (rows, columns); padding: int, (rows, columns) or ((top, bottom),
+    (left, right)), since "SAME" pads strided convolutions on other sides than torch.
     """
 
     features: int
@@ -106,8 +109,9 @@ class Conv(nn.Module):
     def __call__(self, x):
         channels = x.shape[-1]
         if channels % self.groups or self.features % self.groups:
-            raise ValueError(f"Conv {self.name}: {channels} input and {self.features} output channels "
-                             f"cannot be split into {self.groups} groups: choose a divisor of both")
+            raise ValueError(
+                f"Conv {self.name}: {channels} input and {self.features} output channels "
+                f"cannot be split into {self.groups} groups: choose a divisor of both")
         shape = (*_pair(self.kernel_size), channels // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         x = conv.conv2d(
@@ -142,8 +146,9 @@ class BatchNorm(nn.Module):
     """torch.nn.BatchNorm1d and 2d, over every axis but the last.
 
     In training: the biased variance normalises, the UNBIASED one enters the running variance, and
-    `momentum` is the new value's share (Flax's is the old one's). Statistics are those of the real examples of
-    the whole batch (see `batch_context`), in float32 whatever the dtype. Collection "batch_stats": mean, var.
+    `momentum` is the new value's share (Flax's is the old one's). Statistics are those of the real
+    examples of the whole batch (see `batch_context`), in float32 whatever the dtype. Collection
+    "batch_stats": mean, var.
     """
 
     eps: float = 1e-5
@@ -166,14 +171,15 @@ class BatchNorm(nn.Module):
             return y.astype(self.dtype)
         batch = current_batch()
         if batch.mask is not None and batch.mask.shape != x.shape[:1]:
-            raise ValueError(f"BatchNorm {self.name}: mask of shape {batch.mask.shape} for a batch of "
-                             f"{x.shape[0]}: expected one number per example")
+            raise ValueError(
+                f"BatchNorm {self.name}: mask of shape {batch.mask.shape} for a batch of "
+                f"{x.shape[0]}: expected one number per example")
         y, mean, var, count = batch_norm(
             x, batch.mask, lax.stop_gradient(running_mean.value), scale, bias, self.eps,
             batch.bn_axis_name)
         if not self.is_initializing():
             unbiased = var * (count / jnp.maximum(count - 1, 1.0))
-            # A device whose share of the batch is all padding has seen nothing: it keeps what it had.
+            # A device whose share of the batch is all padding keeps what it had.
             share = self.momentum * (count > 0)
             running_mean.value += share * (mean - running_mean.value)
             running_var.value += share * (unbiased - running_var.value)
@@ -197,11 +203,11 @@ class LayerNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """torch.nn.Dropout: in training zero each value with probability `rate`, divide the others by 1 - rate.
+    """torch.nn.Dropout: in training zero values with probability `rate`, divide others by 1 - rate.
 
-    Values along `broadcast_dims` share their fate. Each example has its own key, from the layer's key (rng
-    "dropout", the same on every device) and the example's position in the global batch: the
-    number of devices does not change the result.
+    Values along `broadcast_dims` share their fate. Each example has its own key, from the layer's
+    key (rng "dropout", the same on every device) and the example's position in the global batch:
+    the number of devices does not change the result.
     """
 
     rate: float
@@ -225,12 +231,12 @@ def Dropout2d(rate, **kwargs):  # noqa: N802 (a layer's name)
 
 
 def example_keys(key, count):
-    """Return keys [count], one per example of this device, from its position in the global batch."""
+    """Return keys [count], one per example here, from its position in the global batch."""
     axis_name = current_batch().axis_name
     first = 0 if axis_name is None else lax.axis_index(axis_name) * count
     return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(count))
 
 
 def flatten(x):
-    """Return [N, C * H * W] from [N, H, W, C], in torch's order (channel, row, column), as torch.flatten(x, 1)."""
+    """Return [N, C * H * W] from [N, H, W, C], in torch's order: channel, row, column."""
     return jnp.moveaxis(x, -1, 1).reshape(x.shape[0], -1)

@@ -25,7 +25,8 @@ def _windows(x, kernel, stride):
     n, h, w, c = x.shape
     out_h, out_w = (h - kernel[0]) // stride[0] + 1, (w - kernel[1]) // stride[1] + 1
     if out_h < 1 or out_w < 1:
-        raise ValueError(f"pooling window {kernel} is larger than the padded map {(h, w)}: use a smaller one")
+        raise ValueError(f"pooling window {kernel} is larger than the padded map {(h, w)}: "
+                         "use a smaller one")
     if kernel == stride:  # windows do not overlap: a reshape, whose gradient is a reshape too
         x = x[:, :out_h * kernel[0], :out_w * kernel[1]]
         x = x.reshape(n, out_h, kernel[0], out_w, kernel[1], c)
@@ -42,10 +43,10 @@ def _windows(x, kernel, stride):
 
 
 def max_pool(x, kernel, stride=None, padding=0):
-    """Return the maximum of each window: [N, H, W, C] to [N, H', W', C] (torch.nn.MaxPool2d, ceil_mode off).
+    """Return the maximum of each window, [N, H', W', C] (torch.nn.MaxPool2d, ceil_mode off).
 
-    kernel, stride (the kernel by default), padding: int or pair. Of equal values the first in row order
-    takes the gradient, and NaN wins, as in torch.
+    kernel, stride (the kernel by default), padding: int or pair. Of equal values the first in row
+    order takes the gradient, and NaN wins, as in torch.
     """
     kernel, padding = _pair(kernel), _pair(padding)
     stride = kernel if stride is None else _pair(stride)
@@ -62,7 +63,7 @@ def _first_maximum(entries):
 
 
 def avg_pool(x, kernel, stride=None, padding=0):
-    """Return the mean of each window, zero padding counted (torch.nn.AvgPool2d's defaults, ceil_mode off).
+    """Return the mean of each window, zero padding counted (torch.nn.AvgPool2d's defaults).
 
     x: [N, H, W, C]; kernel, stride (the kernel by default), padding: int or pair. Sums are float32.
     """
@@ -75,14 +76,15 @@ def avg_pool(x, kernel, stride=None, padding=0):
 
 
 def global_avg_pool(x):
-    """Return the mean of each channel's map: [N, H, W, C] to [N, C] (torch.nn.AdaptiveAvgPool2d(1))."""
+    """Return the mean of each channel's map, [N, C] (torch.nn.AdaptiveAvgPool2d(1), flattened)."""
     return jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
 
 
 def adaptive_avg_pool(x, output_size):
     """Return a map of the given size, int or pair: [N, H, W, C] to [N, *output_size, C].
 
-    Cell i averages rows floor(i H / out) to ceil((i + 1) H / out). Source: torch.nn.AdaptiveAvgPool2d.
+    Cell i averages rows floor(i H / out) to ceil((i + 1) H / out). Source:
+    torch.nn.AdaptiveAvgPool2d.
     """
     for axis, out in zip((1, 2), _pair(output_size)):
         size = x.shape[axis]

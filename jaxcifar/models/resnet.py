@@ -1,6 +1,7 @@
-"""Residual networks for 32x32 images: ResNet-18 of pytorch-cifar and the ResNet-5M family of resnet5m_report.
+"""Residual networks for 32x32 images: pytorch-cifar's ResNet-18, and the family of resnet5m_report.
 
-Source: He et al. 2016, "Deep Residual Learning for Image Recognition"; names follow kuangliu/pytorch-cifar.
+Source: He et al. 2016, "Deep Residual Learning for Image Recognition"; names follow
+kuangliu/pytorch-cifar.
 """
 
 import functools
@@ -13,10 +14,11 @@ from jaxcifar.models import layers
 
 
 def shortcut_padding(kernel, stride):
-    """Return the padding that gives a shortcut of this kernel the map size of the block's 3x3 convolutions.
+    """Return the padding that gives a shortcut the map size of the block's own convolutions.
 
-    Odd kernels: (kernel - 1) / 2 on each side. Even kernels: none where the stride is 2 (32 to 16, as the
-    report's 2x2 shortcut); where it is 1, the odd row and column go to the bottom and right, as torch's padding="same".
+    Odd kernels: (kernel - 1) / 2 on each side. Even kernels: none where the stride is 2 (32 to 16,
+    as the report's 2x2 shortcut); where it is 1, the odd row and column go to the bottom and
+    right, as torch's padding="same".
     """
     if kernel % 2:
         return kernel // 2
@@ -27,7 +29,7 @@ def shortcut_padding(kernel, stride):
 
 
 class BasicBlock(nn.Module):
-    """Two convolutions and a shortcut, projected (convolution and BatchNorm) where stride or width changes."""
+    """Two convolutions and a shortcut, which is projected where the stride or the width changes."""
 
     features: int
     stride: int = 1
@@ -54,10 +56,10 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """A stem, stages of BasicBlocks, average pooling and a linear classifier.
 
-    channels, blocks: width and number of blocks of each stage; the first block of every stage but the first has
-    stride 2. kernel_size (odd): of the blocks' convolutions. shortcut_kernel: 1, 2 or 3.
-    stem_width, stem_kernel: of the first convolution. pool: size of the average pool, None for the whole map.
-    Defaults: ResNet-5M model 1 of resnet5m_report (4,951,338 parameters).
+    channels, blocks: width and number of blocks of each stage; the first block of every stage but
+    the first has stride 2. kernel_size (odd): of the blocks' convolutions. shortcut_kernel: 1, 2
+    or 3. stem_width, stem_kernel: of the first convolution. pool: size of the average pool, None
+    for the whole map. Defaults: ResNet-5M model 1 of resnet5m_report (4,951,338 parameters).
     """
 
     num_classes: int = 10
@@ -73,8 +75,9 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images, train):
         if len(self.channels) != len(self.blocks):
-            raise ValueError(f"channels {self.channels} and blocks {self.blocks} name different numbers of stages: "
-                             "give one width and one count of blocks per stage")
+            raise ValueError(
+                f"channels {self.channels} and blocks {self.blocks} name different numbers of "
+                "stages: give one width and one count of blocks per stage")
         x = layers.Conv(self.stem_width, self.stem_kernel, padding=self.stem_kernel // 2,
                         use_bias=False, dtype=self.dtype, name="conv1")(images)
         x = layers.relu(layers.BatchNorm(dtype=self.dtype, name="bn1")(x, train))
@@ -84,5 +87,5 @@ class ResNet(nn.Module):
                 x = BasicBlock(features, stride, self.kernel_size, self.shortcut_kernel, self.dtype,
                                name=f"layer{stage}.{i}")(x, train)
         x = layers.avg_pool(x, x.shape[1:3] if self.pool is None else self.pool)
-        # The classifier is float32 whatever the dtype: its cost is nothing, and logits keep their digits.
+        # The classifier is float32 whatever the dtype: at no cost, logits keep their digits.
         return layers.Linear(self.num_classes, name="linear")(layers.flatten(x))
