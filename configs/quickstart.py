@@ -17,11 +17,10 @@ def get_config():
     config.augment = "crop(2)|flip"
     config.model = config_lib.model(
         "resnet5m", channels=(16, 32, 64), blocks=(1, 1, 1), shortcut_kernel=1, stem_width=16, pool=8)
-    config.epochs = 6
+    config.epochs = 4
     config.batch_size = 100
-    config.optimizer.name = "sgd"
-    config.optimizer.learning_rate = 0.1
-    config.optimizer.momentum = 0.9
-    config.optimizer.weight_decay = 5e-4
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.weight_decay = 0.01
     config.schedule.name = "one_cycle"
     return config

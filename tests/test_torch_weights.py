@@ -35,7 +35,10 @@ def test_state_dict_survives_the_round_trip_exactly():
 
 def test_variables_survive_the_round_trip_exactly_and_load_into_torch():
     model = models.create("cnn3", hidden=[16])
-    variables = model.init(jax.random.key(1), jnp.zeros((1, 32, 32, 3)), train=False)
+    images = jnp.zeros((1, 32, 32, 3))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(1), images, train=False))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), shapes)
     state_dict = torch_weights.to_torch("cnn3", variables, hidden=[16])
     twin = CNN3(hidden=(16,))
     twin.load_state_dict({key: torch.from_numpy(value) for key, value in state_dict.items()})

@@ -16,7 +16,63 @@ MODELS = {
     "resnet18": ("resnet", "ResNet", {
         "channels": (64, 128, 256, 512), "blocks": (2, 2, 2, 2), "shortcut_kernel": 1,
         "stem_width": 64}),
+    "resnet34": ("resnet", "ResNet", {
+        "channels": (64, 128, 256, 512), "blocks": (3, 4, 6, 3), "shortcut_kernel": 1,
+        "stem_width": 64}),
+    "resnet50": ("resnet", "ResNet", {
+        "channels": (64, 128, 256, 512), "blocks": (3, 4, 6, 3), "shortcut_kernel": 1,
+        "stem_width": 64, "bottleneck": True}),
+    "resnet101": ("resnet", "ResNet", {
+        "channels": (64, 128, 256, 512), "blocks": (3, 4, 23, 3), "shortcut_kernel": 1,
+        "stem_width": 64, "bottleneck": True}),
+    "resnet152": ("resnet", "ResNet", {
+        "channels": (64, 128, 256, 512), "blocks": (3, 8, 36, 3), "shortcut_kernel": 1,
+        "stem_width": 64, "bottleneck": True}),
+    "preact_resnet18": ("preact_resnet", "PreActResNet", {}),
+    "preact_resnet34": ("preact_resnet", "PreActResNet", {"blocks": (3, 4, 6, 3)}),
+    "preact_resnet50": ("preact_resnet", "PreActResNet", {
+        "blocks": (3, 4, 6, 3), "bottleneck": True}),
+    "senet18": ("preact_resnet", "SENet", {}),
+    "resnext29_2x64d": ("resnext", "ResNeXt", {}),
+    "resnext29_4x64d": ("resnext", "ResNeXt", {"cardinality": 4}),
+    "resnext29_8x64d": ("resnext", "ResNeXt", {"cardinality": 8}),
+    "resnext29_32x4d": ("resnext", "ResNeXt", {"cardinality": 32, "bottleneck_width": 4}),
+    "wide_resnet28_10": ("wide_resnet", "WideResNet", {}),
+    "wide_resnet16_8": ("wide_resnet", "WideResNet", {"depth": 16, "width": 8}),
+    "lenet": ("lenet", "LeNet", {}),
+    "vgg11": ("vgg", "VGG", {"blocks": (1, 1, 2, 2, 2)}),
+    "vgg13": ("vgg", "VGG", {"blocks": (2, 2, 2, 2, 2)}),
+    "vgg16": ("vgg", "VGG", {}),
+    "vgg19": ("vgg", "VGG", {"blocks": (2, 2, 4, 4, 4)}),
+    "googlenet": ("googlenet", "GoogLeNet", {}),
+    "densenet121": ("densenet", "DenseNet", {}),
+    "densenet161": ("densenet", "DenseNet", {"growth_rate": 48, "blocks": (6, 12, 36, 24)}),
+    "densenet169": ("densenet", "DenseNet", {"blocks": (6, 12, 32, 32)}),
+    "densenet201": ("densenet", "DenseNet", {"blocks": (6, 12, 48, 32)}),
+    "densenet_cifar": ("densenet", "DenseNet", {"growth_rate": 12}),
     "cnn3": ("cnn", "CNN3", {}),
+    "mobilenet": ("mobilenet", "MobileNet", {}),
+    "mobilenetv2": ("mobilenetv2", "MobileNetV2", {}),
+    "dpn26": ("dpn", "DPN", {}),
+    "dpn92": ("dpn", "DPN", {"blocks": (3, 4, 20, 3)}),
+    "shufflenet_g2": ("shufflenet", "ShuffleNet", {}),
+    "shufflenet_g3": ("shufflenet", "ShuffleNet", {"channels": (240, 480, 960), "groups": 3}),
+    "shufflenetv2_0_5": ("shufflenetv2", "ShuffleNetV2", {"channels": (48, 96, 192)}),
+    "shufflenetv2_1": ("shufflenetv2", "ShuffleNetV2", {}),
+    "shufflenetv2_1_5": ("shufflenetv2", "ShuffleNetV2", {"channels": (176, 352, 704)}),
+    "shufflenetv2_2": ("shufflenetv2", "ShuffleNetV2", {
+        "channels": (224, 488, 976), "head_width": 2048}),
+    "efficientnet_b0": ("efficientnet", "EfficientNet", {}),
+    "regnetx_200mf": ("regnet", "RegNet", {}),
+    "regnetx_400mf": ("regnet", "RegNet", {
+        "channels": (32, 64, 160, 384), "blocks": (1, 2, 7, 12), "group_width": 16}),
+    "regnety_400mf": ("regnet", "RegNet", {
+        "channels": (32, 64, 160, 384), "blocks": (1, 2, 7, 12), "group_width": 16,
+        "se_ratio": 0.25}),
+    "pnasnet_a": ("pnasnet", "PNASNet", {}),
+    "pnasnet_b": ("pnasnet", "PNASNet", {"cell": "B", "width": 32}),
+    "dla": ("dla", "DLA", {}),
+    "simpledla": ("dla", "DLA", {"simple": True}),
 }
 
 

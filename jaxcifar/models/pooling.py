@@ -45,8 +45,8 @@ def _windows(x, kernel, stride):
 def max_pool(x, kernel, stride=None, padding=0):
     """Return the maximum of each window, [N, H', W', C] (torch.nn.MaxPool2d, ceil_mode off).
 
-    kernel, stride (the kernel by default), padding: int or pair. Of equal values the first in row
-    order takes the gradient, and NaN wins, as in torch.
+    x: [N, H, W, C]; kernel, stride (the kernel by default), padding: int or pair. Of equal values
+    the first in row order takes the gradient, and NaN wins, as in torch.
     """
     kernel, padding = _pair(kernel), _pair(padding)
     stride = kernel if stride is None else _pair(stride)

@@ -1,0 +1,81 @@
+"""Wide residual networks for 32x32 images (WRN-depth-width).
+
+Source: Zagoruyko & Komodakis 2016, "Wide Residual Networks": structure and initialisation. Names
+follow the PyTorch port xternalz/WideResNet-pytorch, whose checkpoints (RobustBench's and AugMix's
+too) are the common ones.
+"""
+
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxcifar.errors import UserError
+from jaxcifar.models import layers
+from jaxcifar.models.checks import check_positive, check_rate
+
+
+def normal_fan_out(key, shape, dtype=jnp.float32):
+    """Draw a kernel [kh, kw, in, out] from N(0, 2 / (kh kw out)).
+
+    torch.nn.init.kaiming_normal_(mode="fan_out"), the published code's.
+    """
+    kh, kw, _, features = shape
+    return jax.random.normal(key, shape, dtype) * math.sqrt(2 / (kh * kw * features))
+
+
+class WideBlock(nn.Module):
+    """BatchNorm and ReLU before each of two 3x3 convolutions, dropout between the two."""
+
+    features: int
+    stride: int = 1
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train):
+        conv = functools.partial(layers.Conv, self.features, use_bias=False, dtype=self.dtype,
+                                 kernel_init=normal_fan_out)
+        norm = functools.partial(layers.BatchNorm, dtype=self.dtype)
+        y = layers.relu(norm(name="bn1")(x, train))
+        if x.shape[-1] != self.features:
+            x = conv(1, self.stride, name="convShortcut")(y)
+        y = layers.relu(norm(name="bn2")(conv(3, self.stride, 1, name="conv1")(y), train))
+        y = layers.Dropout(self.dropout)(y, train)
+        return x + conv(3, 1, 1, name="conv2")(y)
+
+
+class WideResNet(nn.Module):
+    """A 3x3 stem to 16 channels, three stages of WideBlocks, average pooling and a classifier.
+
+    depth: 6 n + 4 for n blocks a stage; width: the stages' 16, 32 and 64 channels are multiplied
+    by it; dropout: between a block's convolutions (0.3 in the paper where there is any). Defaults:
+    WRN-28-10 (36,479,194 parameters).
+    """
+
+    num_classes: int = 10
+    depth: int = 28
+    width: int = 10
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, train):
+        check_positive("wide_resnet", depth=self.depth, width=self.width)
+        check_rate("wide_resnet", dropout=self.dropout)
+        if self.depth < 10 or self.depth % 6 != 4:
+            raise UserError(f"wide_resnet: depth is {self.depth}: give 6 n + 4, such as 16 or 28")
+        x = layers.Conv(16, 3, 1, 1, use_bias=False, dtype=self.dtype, kernel_init=normal_fan_out,
+                        name="conv1")(images)
+        for stage in (1, 2, 3):
+            features = 8 * 2 ** stage * self.width
+            for i in range((self.depth - 4) // 6):
+                stride = 2 if stage > 1 and i == 0 else 1
+                x = WideBlock(features, stride, self.dropout, self.dtype,
+                              name=f"block{stage}.layer.{i}")(x, train)
+        x = layers.relu(layers.BatchNorm(dtype=self.dtype, name="bn1")(x, train))
+        x = layers.global_avg_pool(x)
+        return layers.Linear(self.num_classes, bias_init=nn.initializers.zeros, name="fc")(x)
