@@ -143,8 +143,9 @@ def create(config):
     for field in ("batch_size", "eval_batch_size"):
         if config[field] % wanted:
             below = config[field] // wanted * wanted
+            nearest = f"{below} or {below + wanted}" if below else str(wanted)
             raise UserError(f"config.{field} = {config[field]} cannot be divided among {wanted} "
-                            f"devices: use {below or wanted} or {below + wanted}")
+                            f"devices: use {nearest}")
     return Parallel(kind, devices)
 
 
@@ -154,12 +155,15 @@ def check_gpu_is_used():
     Raises:
       UserError: says which package is missing.
     """
-    asked = os.environ.get("JAX_PLATFORMS", "") or (jax.config.jax_platforms or "")
-    if "cpu" in asked or jax.default_backend() != "cpu" or not _nvidia_gpu_present():
+    if "cpu" in _asked_platforms() or jax.default_backend() != "cpu" or not _nvidia_gpu_present():
         return
     raise UserError("an NVIDIA GPU is present but JAX runs on the CPU: install "
                     "'jaxcifar[cuda13]' (or [cuda12] for older drivers), or set "
                     "JAX_PLATFORMS=cpu to use the CPU on purpose")
+
+
+def _asked_platforms():
+    return os.environ.get("JAX_PLATFORMS", "") or jax.config.jax_platforms or ""
 
 
 def _nvidia_gpu_present():

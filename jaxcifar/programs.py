@@ -9,15 +9,18 @@ from jaxcifar import epoch
 
 
 class Programs:
-    """A task's pure functions, compiled for a run's devices and called with the right step counts."""
+    """A task's pure functions, compiled for a run's devices and called with the right step counts.
 
-    def __init__(self, task, parallel):
+    task: Task. devices: parallel.Parallel.
+    """
+
+    def __init__(self, task, devices):
         """Prepare the programs; nothing is compiled before the first use."""
-        self._task, self._parallel = task, parallel
-        self._on_cpu = parallel.devices[0].platform == "cpu"
+        self.task, self.devices = task, devices
+        self._on_cpu = devices.devices[0].platform == "cpu"
         self._steps_per_call = steps_per_call(task, self._on_cpu)
-        self._order = parallel.program(functools.partial(epoch.order, task))
-        self._eval = parallel.program(
+        self._order = devices.program(functools.partial(epoch.order, task))
+        self._eval = devices.program(
             functools.partial(epoch.eval_steps, task, not self._on_cpu))
         self._train = {}
 
@@ -27,11 +30,11 @@ class Programs:
 
     def steps_at(self, step_in_epoch):
         """Return (number of steps, global batch size) of the next call; (0, 0) at the epoch's end."""
-        full = self._task.num_train // self._task.config.batch_size
+        full = self.task.num_train // self.task.config.batch_size
         if step_in_epoch < full:
-            return min(self._steps_per_call, full - step_in_epoch), self._task.config.batch_size
-        if step_in_epoch < self._task.steps_per_epoch:
-            return 1, self._task.tail_size
+            return min(self._steps_per_call, full - step_in_epoch), self.task.config.batch_size
+        if step_in_epoch < self.task.steps_per_epoch:
+            return 1, self.task.tail_size
         return 0, 0
 
     def train(self, state, data, permutation, step_in_epoch):
@@ -47,9 +50,9 @@ class Programs:
         """
         first, stop = span
         if not self._on_cpu:
-            return self._parallel.fetch(self._eval_call(state, data, first, stop))
-        parts = [self._parallel.fetch(self._eval_call(state, data, start, stop))
-                 for start in range(first, stop, self._task.config.eval_batch_size)]
+            return self.devices.fetch(self._eval_call(state, data, first, stop))
+        parts = [self.devices.fetch(self._eval_call(state, data, start, stop))
+                 for start in range(first, stop, self.task.config.eval_batch_size)]
         return {"sums": jax.tree.map(lambda *leaves: np.stack(leaves), *[p["sums"] for p in parts]),
                 "confusion": np.sum([p["confusion"] for p in parts], axis=0)}
 
@@ -67,14 +70,14 @@ class Programs:
         return self._eval(state.variables(), data, *self._span(first, stop))
 
     def _span(self, first, stop):
-        return self._parallel.replicate((np.int32(first), np.int32(stop)))
+        return self.devices.replicate((np.int32(first), np.int32(stop)))
 
     def _train_program(self, num_steps, size):
         key = (num_steps, size)
         if key not in self._train:
-            self._train[key] = self._parallel.program(
-                functools.partial(epoch.train_steps, self._task, num_steps, size,
-                                  self._on_cpu and self._task.config.steps_per_call != "epoch"),
+            self._train[key] = self.devices.program(
+                functools.partial(epoch.train_steps, self.task, num_steps, size,
+                                  self._on_cpu and self.task.config.steps_per_call != "epoch"),
                 donate=(0,))
         return self._train[key]
 

@@ -62,6 +62,14 @@ class Run:
         return (epoch % config.save_every_epochs == 0 or epoch == config.epochs
                 or epoch == self.best_epoch(history))
 
+    def report(self, row, history):
+        """Append an epoch's row to the log; say so when it is the best, or the last by early stopping."""
+        config, epoch = self._task.config, row["epoch"]
+        notes = ["best"] if epoch == self.best_epoch(history) else []
+        if epoch < config.epochs and selection.should_stop(history, epoch, config):
+            notes.append("early stopping")
+        self.log.epoch(row, epochs=config.epochs, note=", ".join(notes))
+
     def save(self, state):
         """Save a state of numpy arrays; the newest two and the best are kept."""
         if self._checkpoints:

@@ -64,7 +64,7 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None):
     task = create_task(config, len(arrays.train["labels"]), arrays.num_classes)
     run = Run(task, workdir, stream)
     state, programs = run.state, Programs(task, devices)
-    introduce(run, task, devices, arrays)
+    introduce(run, programs, arrays)
     train_data, held_out = devices.replicate((arrays.train, arrays.held_out))
     live = devices.replicate(state.on_device())
     with watch.section("compile"):
@@ -77,26 +77,24 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None):
         first_step = int(state.step) - epoch * task.steps_per_epoch
         with run.log.progress(total_steps=task.steps_per_epoch, epoch=epoch + 1,
                               epochs=config.epochs, batch_size=config.batch_size) as bar:
-            live, signum = train_epoch(run, devices, programs, live, train_data, first_step, bar,
-                                       stop)
+            live, signum = train_epoch(run, programs, live, train_data, first_step, bar, stop)
         if signum:
             run.save(devices.fetch(live).with_host(state))
             run.close()
             raise Interrupted(signum)
         epoch += 1
-        row = train_row(task, devices, live, epoch, first_step, lap)
+        row = train_row(programs, live, epoch, first_step, lap)
         for split in splits.measured(config):
             row |= finalize(programs.evaluate(live, held_out, arrays.spans[split])["sums"], split)
         row["seconds"] = lap.seconds()
-        live, state = finish_epoch(task, devices, live, state, epoch, row)
-        is_best = epoch == run.best_epoch(state.history)
-        run.log.epoch(row, epochs=config.epochs, note="best" if is_best else "")
+        live, state = finish_epoch(programs, live, state, epoch, row)
+        run.report(row, state.history)
         if run.is_due(state.history, epoch):
             run.save(devices.fetch(live).with_host(state))
 
     state = devices.fetch(live).with_host(state)
     run.save(state)
-    result = measure_result(task, devices, programs, run, live, state, held_out, arrays, watch)
+    result = measure_result(run, programs, live, state, held_out, arrays, watch)
     run.close()
     return Summary(run.workdir, state, result)
 
@@ -114,21 +112,21 @@ def configure_jax(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
-def introduce(run, task, devices, arrays):
+def introduce(run, programs, arrays):
     """Print the parameter table and the header, and draw a grid of augmented training images."""
     run.log.parameter_table({"params": run.state.params})
-    run.log.header(run_report.header(task, devices, arrays, run.state, run.resumed, run.workdir))
+    run.log.header(run_report.header(run, programs, arrays))
     if parallel.is_primary():
-        run_report.samples(task, run.state, arrays, run.workdir)
+        run_report.samples(programs.task, run.state, arrays, run.workdir)
 
 
-def train_epoch(run, devices, programs, live, train_data, step_in_epoch, bar, stop):
+def train_epoch(run, programs, live, train_data, step_in_epoch, bar, stop):
     """Train to the end of the epoch, or until a signal asks to stop.
 
     Returns:
       (device state, number of the signal or 0). Raises NonFiniteLoss.
     """
-    permutation = programs.permutation(live)
+    devices, permutation = programs.devices, programs.permutation(live)
     while (num_steps := programs.steps_at(step_in_epoch)[0]):
         signum = parallel.agree_on(stop())
         if signum:
@@ -139,9 +137,9 @@ def train_epoch(run, devices, programs, live, train_data, step_in_epoch, bar, st
         if bad_step != NO_STEP:
             run.close()
             raise NonFiniteLoss(
-                f"the loss is not finite at step {bad_step} (epoch {int(devices.fetch(live.epoch)) + 1}); "
-                f"the last good checkpoint is of step {run.last_saved_step or 'none'}: lower "
-                "config.optimizer.learning_rate, or set config.max_grad_norm")
+                f"the loss is not finite at step {bad_step} of the run (the last good checkpoint is "
+                f"of step {run.last_saved_step or 0}): lower config.optimizer.learning_rate, or set "
+                "config.max_grad_norm")
         bar.update(num_steps, lambda: _bar_metrics(devices.fetch(live.sums)))
     return live, parallel.agree_on(stop())
 
@@ -151,28 +149,29 @@ def _bar_metrics(sums):
     return {"loss": means["train_loss"], "accuracy": means["train_accuracy"]}
 
 
-def train_row(task, devices, live, epoch, first_step, lap):
+def train_row(programs, live, epoch, first_step, lap):
     """Return the training part of an epoch's row; the learning rate is that of its first step."""
-    images = task.steps_per_epoch * task.config.batch_size
-    images = min(images, task.num_train) - first_step * task.config.batch_size
-    start = jax.tree.map(np.asarray, devices.fetch((live.hparams, live.step)))
-    first = live.replace(hparams=start[0], step=start[1] - task.steps_per_epoch)
-    return {"epoch": epoch, "step": int(start[1]),
-            "learning_rate": float(task.learning_rate(first)),
+    task, devices = programs.task, programs.devices
+    seen = min(task.steps_per_epoch * task.config.batch_size, task.num_train)
+    images = seen - first_step * task.config.batch_size
+    hparams, step = devices.fetch((live.hparams, live.step))
+    first = live.replace(hparams=hparams, step=step - task.steps_per_epoch)
+    return {"epoch": epoch, "step": int(step),
+            "learning_rate": float(f"{float(task.learning_rate(first)):.7g}"),  # float32's digits
             **finalize(devices.fetch(live.sums), "train"),
             "images_per_second": images / lap.seconds()}
 
 
-def finish_epoch(task, devices, live, state, epoch, row):
+def finish_epoch(programs, live, state, epoch, row):
     """Count the epoch, let the plateau see its metric, and clear the sums.
 
     Returns:
       (device state, host state): both of the new epoch; the host's arrays of the device part are
       those of an older one, since only `history`, `plateau`, `step` and `epoch` are read from it.
     """
-    plateau, hparams = state.plateau, live.hparams
+    devices, plateau, hparams = programs.devices, state.plateau, live.hparams
     if plateau is not None:
-        plateau = plateau.update(row[task.config.schedule.monitor])
+        plateau = plateau.update(row[programs.task.config.schedule.monitor])
         hparams = {**hparams, "learning_rate": devices.replicate(
             np.float32(plateau.learning_rate))}
     live = live.replace(epoch=devices.replicate(np.int32(epoch)), hparams=hparams,
@@ -182,20 +181,20 @@ def finish_epoch(task, devices, live, state, epoch, row):
     return live, state
 
 
-def measure_result(task, devices, programs, run, live, state, held_out, arrays, watch):
+def measure_result(run, programs, live, state, held_out, arrays, watch):
     """Select an epoch by the configured rule, measure it on the test set, write result.json and plots.
 
     Returns:
       The content of result.json, a dict.
     """
-    config, rows = task.config, run.log.read_rows()
+    config, rows = programs.task.config, run.log.read_rows()
     last = programs.evaluate(live, held_out, arrays.spans["test"])
     chosen, chosen_epoch = last, int(state.epoch)
-    if config.selection != "last":
-        chosen_epoch = selection.best_epoch(state.history, config.selection)
-        best = devices.replicate(run.restore(chosen_epoch).on_device())
-        chosen = programs.evaluate(best, held_out, arrays.spans["test"])
     best_epoch = run.best_epoch(state.history)
+    if config.selection != "last" and best_epoch:
+        chosen_epoch = best_epoch
+        best = programs.devices.replicate(run.restore(chosen_epoch).on_device())
+        chosen = programs.evaluate(best, held_out, arrays.spans["test"])
     result = {
         "name": run.workdir.name, "dataset": config.dataset, "model": config.model.name,
         "params": models.count_params(state.params), "seed": config.seed,

@@ -1,4 +1,4 @@
-"""What one run shows a person: its header, a grid of its training images, its plots, its last line."""
+"""What one run shows a person: header, a grid of its training images, plots, the last line."""
 
 import jax
 import jax.numpy as jnp
@@ -11,23 +11,23 @@ from jaxcifar.report import plots, published
 _SAMPLES = 64
 
 
-def header(task, devices, arrays, state, resumed, workdir):
+def header(run, programs, arrays):
     """Return what a run prints before it starts: a dict of label -> value."""
+    task, devices, state = programs.task, programs.devices, run.state
     config = task.config
-    kind = devices.devices[0].device_kind
-    scope = "global batch" if config.bn_sync == "global" or devices.num_devices == 1 else "per device"
-    per_device = config.batch_size // devices.num_devices
+    count, kind = devices.num_devices, devices.devices[0].device_kind
+    scope = "global batch" if config.bn_sync == "global" or count == 1 else "batch of each device"
     spans = {name: stop - first for name, (first, stop) in arrays.spans.items()}
-    resume = f", resumed after epoch {int(state.epoch)}" if resumed else ""
+    resumed = f", resumed after epoch {int(state.epoch)}" if run.resumed else ""
     return {
-        "run": f"{workdir} (config {config_lib.config_hash(config)}, seed {config.seed}{resume})",
+        "run": f"{run.workdir} (config {config_lib.config_hash(config)}, seed {config.seed}{resumed})",
         "model": f"{config.model.name}, {models.count_params(state.params):,} parameters",
-        "device": f"{devices.num_devices} x {kind} ({devices.kind}), {jax.process_count()} process(es)",
+        "device": f"{count} x {kind} ({devices.kind}), {jax.process_count()} process(es)",
         "dtype": f"{config.dtype}, parameters float32, matrix precision {config.precision}",
         "data": f"{config.dataset}: {task.num_train:,} train, {spans['val']:,} validation, "
                 f"{spans['test']:,} test",
-        "augmentation": augment.describe(config.augment) or ["none"],
-        "batch": f"{config.batch_size} = {devices.num_devices} x {per_device}; "
+        "augmentation": augment.describe(config.augment),
+        "batch": f"{config.batch_size} = {count} x {config.batch_size // count}; "
                  f"{task.steps_per_epoch} steps per epoch",
         "BatchNorm": f"statistics over the {scope}",
         "optimizer": f"{config.optimizer.name}, learning rate {config.optimizer.learning_rate:g}, "

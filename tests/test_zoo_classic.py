@@ -1,0 +1,331 @@
+"""The classic families against their torch twins: counts, names, logits, gradients, statistics."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch_twins import randomized
+from twins_densenet import DenseNet
+from twins_googlenet import GoogLeNet
+from twins_resnet import (BasicBlock, Bottleneck, PreActBlock, PreActBottleneck, ResNet, ResNeXt,
+                          SEBlock, WideResNet)
+from twins_vgg import PLANS, VGG, LeNet
+
+from jaxcifar import models, torch_weights
+from jaxcifar.errors import UserError
+from jaxcifar.models.googlenet import VARIANTS
+
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+MODELS = {  # parameters, the twin's constructor
+    "lenet": (62006, LeNet),
+    "vgg11": (9231114, lambda **kw: VGG(PLANS["vgg11"], **kw)),
+    "vgg13": (9416010, lambda **kw: VGG(PLANS["vgg13"], **kw)),
+    "vgg16": (14728266, lambda **kw: VGG(PLANS["vgg16"], **kw)),
+    "vgg19": (20040522, lambda **kw: VGG(PLANS["vgg19"], **kw)),
+    "resnet18": (11173962, lambda **kw: ResNet(BasicBlock, (2, 2, 2, 2), **kw)),
+    "resnet34": (21282122, lambda **kw: ResNet(BasicBlock, (3, 4, 6, 3), **kw)),
+    "resnet50": (23520842, lambda **kw: ResNet(Bottleneck, (3, 4, 6, 3), **kw)),
+    "resnet101": (42512970, lambda **kw: ResNet(Bottleneck, (3, 4, 23, 3), **kw)),
+    "resnet152": (58156618, lambda **kw: ResNet(Bottleneck, (3, 8, 36, 3), **kw)),
+    "preact_resnet18": (
+        11171146, lambda **kw: ResNet(PreActBlock, (2, 2, 2, 2), norm=False, **kw)),
+    "preact_resnet34": (
+        21279306, lambda **kw: ResNet(PreActBlock, (3, 4, 6, 3), norm=False, **kw)),
+    "preact_resnet50": (
+        23509066, lambda **kw: ResNet(PreActBottleneck, (3, 4, 6, 3), norm=False, **kw)),
+    "senet18": (11260354, lambda **kw: ResNet(SEBlock, (2, 2, 2, 2), **kw)),
+    "resnext29_2x64d": (9128778, lambda **kw: ResNeXt(2, 64, **kw)),
+    "resnext29_4x64d": (27104586, lambda **kw: ResNeXt(4, 64, **kw)),
+    "resnext29_8x64d": (89598282, lambda **kw: ResNeXt(8, 64, **kw)),
+    "resnext29_32x4d": (4774218, lambda **kw: ResNeXt(32, 4, **kw)),
+    "googlenet": (6166250, GoogLeNet),
+    "densenet121": (6956298, lambda **kw: DenseNet((6, 12, 24, 16), 32, **kw)),
+    "densenet161": (26482378, lambda **kw: DenseNet((6, 12, 36, 24), 48, **kw)),
+    "densenet169": (12493322, lambda **kw: DenseNet((6, 12, 32, 32), 32, **kw)),
+    "densenet201": (18104330, lambda **kw: DenseNet((6, 12, 48, 32), 32, **kw)),
+    "densenet_cifar": (1000618, lambda **kw: DenseNet((6, 12, 24, 16), 12, **kw)),
+    "wide_resnet28_10": (36479194, lambda **kw: WideResNet(28, 10, **kw)),
+    "wide_resnet16_8": (10961370, lambda **kw: WideResNet(16, 8, **kw)),
+}
+HALF = {"stem": 5, "width": 0.5, "whole": ("a4",)}
+HALF_K5 = HALF | {"kernel": 5}
+GOOGLENETS = {  # parameters, the twin's options
+    "k3": (6166250, {}),
+    "k5": (6175466, {"stem": 5}),
+    "0_5": (1798122, HALF | {"stem": 3}),
+    "k5_0_5": (1802730, HALF),
+    "k3_k5_0_5_p2": (3799530, HALF_K5),
+    "k3_k5_0_5_p2_k5": (3814890, HALF_K5 | {"avg_pool": (9, 1), "cells": 4}),
+    "0_5_v5": (3799530, HALF_K5 | {"avg_pool": (7, 0), "max_pool": (5, 1)}),
+}
+
+
+@dataclasses.dataclass
+class Pair:
+    """A model's name and options, its variables, and the twin that these were taken from."""
+
+    name: str
+    options: dict
+    twin: nn.Module
+    variables: Any
+    num_classes: int = 10
+
+    def model(self, dtype=jnp.float32):
+        return models.create(self.name, self.num_classes, dtype=dtype, **self.options)
+
+    def exported(self, variables):
+        return torch_weights.to_torch(
+            self.name, variables, num_classes=self.num_classes, **self.options)
+
+
+@pytest.fixture(autouse=True)
+def highest_precision():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def batch(sample_images, count):
+    """Noisy images, scaled like a normalised batch: no flat ones, whose ReLU inputs tie at zero."""
+    return (sample_images[1::4][:count].astype(np.float32) / 255 - 0.45) / 0.2
+
+
+def channels_first(images):
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+
+
+def calibrated(twin, images):
+    """Give BatchNorms random weights and running statistics near those of the images.
+
+    At torch's initial statistics the signal of a deep network dies on its way: logits would show
+    the last biases only, and no mistake of the first layers.
+    """
+    randomized(twin)
+    norms = [m for m in twin.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        twin.train()(channels_first(images))
+        for norm in norms:
+            norm.momentum = 0.1
+            norm.running_var.mul_(torch.empty_like(norm.running_var).uniform_(0.8, 1.25))
+            norm.running_mean.add_(0.1 * torch.randn_like(norm.running_mean))
+            norm.num_batches_tracked.zero_()
+    return twin.eval()
+
+
+def make_pair(name, options, twin, images):
+    twin = calibrated(twin, images)
+    variables = torch_weights.from_torch(name, twin.state_dict(), **options)
+    return Pair(name, options, twin, variables)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def full_size(request, sample_images):
+    torch.manual_seed(0)
+    return make_pair(request.param, {}, MODELS[request.param][1](), batch(sample_images, 2))
+
+
+def compiled(function, *args):
+    """Compile without optimisation: several times sooner, and convolutions are as fast."""
+    return jax.jit(function).lower(*args).compile(compiler_options=FAST_COMPILE)
+
+
+def assert_same_logits(pair, images):
+    model = pair.model()
+
+    def logits(variables, images):
+        return model.apply(variables, images, train=False)
+    actual = compiled(logits, pair.variables, images)(pair.variables, images)
+    with torch.no_grad():
+        expected = pair.twin(channels_first(images)).numpy()
+    scale = np.abs(expected).max()
+    assert np.ptp(expected, axis=0).max() > 0.02 * scale  # the logits tell images apart
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * scale)
+
+
+def test_every_name_is_here():
+    mine = {"lenet", "vgg", "resnet", "preact_resnet", "resnext", "googlenet", "densenet",
+            "wide_resnet"}
+    registered = {name for name, (module, *_) in models.MODELS.items() if module in mine}
+    assert registered - {"resnet5m"} == set(MODELS)
+
+
+def test_parameter_counts_and_types(full_size):
+    model = full_size.model(jnp.bfloat16)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    logits, variables = jax.eval_shape(
+        lambda x: model.init_with_output(jax.random.key(0), x, train=False), images)
+    assert models.count_params(variables["params"]) == MODELS[full_size.name][0]
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    assert logits.shape == (2, 10) and logits.dtype == jnp.float32
+
+
+def test_logits_in_evaluation(full_size, sample_images):
+    assert_same_logits(full_size, batch(sample_images, 2))
+
+
+def test_export_is_exact_and_has_the_originals_names(full_size):
+    original, exported = full_size.twin.state_dict(), full_size.exported(full_size.variables)
+    assert set(exported) == set(original)
+    for key, value in original.items():
+        np.testing.assert_array_equal(exported[key], value.numpy(), err_msg=key)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_reports_googlenets(variant):
+    count, options = GOOGLENETS[variant]
+    with torch.device("meta"):
+        expected = GoogLeNet(**options).state_dict()
+    model = models.create("googlenet", **VARIANTS[variant])
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    logits, variables = jax.eval_shape(
+        lambda x: model.init_with_output(jax.random.key(0), x, train=False), images)
+    assert models.count_params(variables["params"]) == count
+    assert logits.shape == (2, 10)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables)
+    exported = torch_weights.to_torch("googlenet", zeros, **VARIANTS[variant])
+    assert {k: v.shape for k, v in exported.items()} == {k: v.shape for k, v in expected.items()}
+
+
+@pytest.mark.parametrize("variant", ["k3_k5_0_5_p2_k5", "0_5_v5"])
+def test_logits_of_the_googlenets_with_other_pools(variant, sample_images):
+    images = batch(sample_images, 2)
+    torch.manual_seed(0)
+    twin = GoogLeNet(**GOOGLENETS[variant][1])
+    assert_same_logits(make_pair("googlenet", VARIANTS[variant], twin, images), images)
+
+
+SMALL = {  # name, options, the twin: one of each family, and of each kind of block
+    "lenet": ("lenet", {}, LeNet),
+    "vgg": ("vgg16", {"channels": (4, 6), "blocks": (1, 2)}, lambda: VGG([4, "M", 6, 6, "M"])),
+    "bottleneck": ("resnet50", {"channels": (4, 6), "blocks": (2, 1), "stem_width": 4},
+                   lambda: ResNet(Bottleneck, (2, 1), channels=(4, 6), stem_width=4)),
+    "preact": ("preact_resnet18", {"channels": (64, 8), "blocks": (1, 1)},
+               lambda: ResNet(PreActBlock, (1, 1), channels=(64, 8), norm=False)),
+    "preact bottleneck": ("preact_resnet50", {"channels": (4, 6), "blocks": (2, 1)},
+                          lambda: ResNet(PreActBottleneck, (2, 1), channels=(4, 6), norm=False)),
+    "senet": ("senet18", {"channels": (16, 32), "blocks": (1, 1)},
+              lambda: ResNet(SEBlock, (1, 1), channels=(16, 32))),
+    "resnext": ("resnext29_2x64d", {"bottleneck_width": 4, "blocks": (1, 1)},
+                lambda: ResNeXt(2, 4, (1, 1))),
+    "googlenet": ("googlenet", {"width": 0.125}, lambda: GoogLeNet(width=0.125)),
+    "densenet": ("densenet121", {"growth_rate": 4, "blocks": (2, 1)},
+                 lambda: DenseNet((2, 1), 4)),
+    "wide_resnet": ("wide_resnet28_10", {"depth": 10, "width": 1}, lambda: WideResNet(10, 1)),
+}
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def small(request, sample_images):
+    name, options, twin = SMALL[request.param]
+    torch.manual_seed(0)
+    return make_pair(name, options, twin(), batch(sample_images, 8))
+
+
+def training(model, variables, images, labels):
+    """Return (gradients, (logits, updated statistics)) of the mean cross-entropy."""
+    def loss(params):
+        logits, new = model.apply(
+            {**variables, "params": params}, images, train=True, mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)})
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), (logits, new)
+    return jax.grad(loss, has_aux=True)(variables["params"])
+
+
+def test_training_logits_gradients_and_running_statistics(small, sample_images):
+    images, labels = batch(sample_images, 8), np.arange(8) % 10
+    model = small.model()
+    step = compiled(lambda v, x, y: training(model, v, x, y), small.variables, images, labels)
+    grads, (logits, new) = step(small.variables, images, labels)
+    twin = small.twin.double().train()  # the oracle's own rounding stays out of the comparison
+    expected = twin(channels_first(images).double())
+    F.cross_entropy(expected, torch.from_numpy(labels)).backward()
+    expected = expected.detach().numpy()
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    largest = max(float(p.grad.abs().max()) for p in twin.parameters())
+    ours = small.exported({**small.variables, "params": grads})
+    for key, parameter in twin.named_parameters():
+        np.testing.assert_allclose(
+            ours[key], parameter.grad, rtol=1e-3, atol=1e-5 * largest, err_msg=key)
+    ours = small.exported({**small.variables, **new})
+    for key, buffer in twin.named_buffers():
+        if "running" in key:
+            buffer = buffer.numpy()
+            np.testing.assert_allclose(
+                ours[key], buffer, rtol=0, atol=1e-5 * np.abs(buffer).max(), err_msg=key)
+
+
+def test_bfloat16_forward_is_finite_and_near_float32(small, sample_images):
+    images = batch(sample_images, 8)
+    logits = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model = small.model(dtype)
+        forward = compiled(lambda v, x: model.apply(v, x, train=False), small.variables, images)
+        logits.append(forward(small.variables, images))
+    scale = np.abs(logits[0]).max()
+    assert logits[1].dtype == jnp.float32 and not np.array_equal(*logits)
+    np.testing.assert_allclose(logits[1], logits[0], rtol=0, atol=0.1 * scale)
+
+
+def test_wide_resnet_drops_values_in_training_only():
+    images = jax.random.normal(jax.random.key(2), (2, 32, 32, 3))
+    plain = models.create("wide_resnet16_8", depth=10, width=1)
+    dropping = models.create("wide_resnet16_8", depth=10, width=1, dropout=0.3)
+    variables = jax.jit(lambda: plain.init(jax.random.key(0), images, train=False))()
+
+    def logits(model, train):
+        out, _ = model.apply(variables, images, train, rngs={"dropout": jax.random.key(1)},
+                             mutable=["batch_stats"])
+        return out
+    np.testing.assert_array_equal(logits(plain, False), logits(dropping, False))
+    assert not np.array_equal(logits(plain, True), logits(dropping, True))
+
+
+def test_wide_resnet_starts_as_the_published_code():
+    model = models.create("wide_resnet16_8", depth=10, width=4)
+    params = jax.jit(lambda: model.init(
+        jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))()["params"]
+    kernel = params["block3.layer.0"]["conv2"]["kernel"]
+    assert abs(kernel.std() / np.sqrt(2 / (9 * 256)) - 1) < 0.01
+    assert abs(params["block2.layer.0"]["convShortcut"]["kernel"].std() / np.sqrt(2 / 128) - 1) < 0.05
+    assert not params["fc"]["bias"].any() and params["fc"]["kernel"].any()
+
+
+@pytest.mark.parametrize("name,options,message", [
+    ("vgg16", {"channels": [8, 8]}, r"vgg: channels \(8, 8\) and blocks .* different numbers"),
+    ("vgg16", {"blocks": 3}, "vgg: blocks is 3: give a list"),
+    ("preact_resnet18", {"blocks": [1, 1, 0, 1]}, r"blocks\[2\] is 0: give an integer"),
+    ("senet18", {"reduction": 128}, "channels // reduction is 0"),
+    ("resnext29_2x64d", {"cardinality": 0}, "resnext: cardinality is 0"),
+    ("densenet121", {"blocks": []}, r"densenet: blocks is \(\): give a list"),
+    ("wide_resnet28_10", {"depth": 20}, "depth is 20: give 6 n"),
+    ("wide_resnet28_10", {"dropout": 1.5}, "dropout is 1.5: give a number from 0 to below 1"),
+    ("googlenet", {"stem_kernel": 4}, "stem_kernel is 4: give an odd"),
+    ("googlenet", {"inception_kernel": 5, "inception_padding": 1}, "inception_padding is 1"),
+    ("googlenet", {"max_pool_padding": 2}, "max_pool_padding is 2: give 0 up to half"),
+    ("googlenet", {"avg_pool_kernel": 9}, "avg_pool_kernel 9 is larger than the map of 8x8"),
+    ("googlenet", {"width": 0}, "width is 0: give a number above 0"),
+    ("googlenet", {"full_width": ["a6"]}, r"full_width 'a6' \(did you mean"),
+])
+def test_bad_options_are_one_line(name, options, message):
+    model = models.create(name, **options)
+    with pytest.raises(UserError, match=message) as raised:
+        jax.eval_shape(lambda: model.init(
+            jax.random.key(0), jnp.zeros((2, 32, 32, 3)), train=False))
+    assert "\n" not in str(raised.value)
