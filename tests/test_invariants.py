@@ -144,3 +144,32 @@ def test_every_test_image_counts_once(single, tmp_path, monkeypatch):
     summary, _ = tiny.fit(config, tmp_path, monkeypatch)
     assert summary.result["test_accuracy"] == single[0].result["test_accuracy"]
     np.testing.assert_allclose(summary.result["test_loss"], single[0].result["test_loss"], rtol=1e-5)
+
+EVERYTHING = {
+    "optimizer__name": "adamw", "optimizer__momentum": 0.0, "optimizer__weight_decay": 0.05,
+    "optimizer__learning_rate": 0.01, "schedule__name": "plateau", "schedule__patience": 0,
+    "schedule__threshold": 0.2, "schedule__factor": 0.5, "accumulate_steps": 3, "ema_decay": 0.9,
+    "max_grad_norm": 1.0, "label_smoothing": 0.1, "dtype": "bfloat16", "epochs": 4,
+    "selection": "best_val_loss", "test_every_epoch": True, "early_stopping__window": 3,
+    "augment": "rotation(5)|flip|crop(2)|autoaugment|mixup(0.2)",
+}
+
+
+def test_a_run_with_everything_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    whole, rows = tiny.fit(tiny.tiny_config(**EVERYTHING), tmp_path / "whole", monkeypatch)
+    rates = [row["learning_rate"] for row in rows]
+    assert len(rows) >= 3 and rates[-1] < rates[0] == 0.01, "the plateau lowered the rate"
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+    for calls in (6, 3):  # in the second epoch, and from there in the third
+        with pytest.raises(train.Interrupted):
+            tiny.fit(tiny.tiny_config(**EVERYTHING), tmp_path / "parts", monkeypatch,
+                     stop=StopAfter(calls))
+    parts, part_rows = tiny.fit(tiny.tiny_config(**EVERYTHING), tmp_path / "parts", monkeypatch)
+    assert part_rows == rows
+    assert_same_bits(parts.state, whole.state)
+    assert parts.result["selection"] == whole.result["selection"]
+    assert parts.result["test_accuracy"] == whole.result["test_accuracy"]
+    chosen = whole.result["selection"]["epoch"]
+    losses = [row["val_loss"] for row in rows]
+    assert chosen == 1 + losses.index(min(losses))
+    assert whole.result["test_loss"] == pytest.approx(rows[chosen - 1]["test_loss"])

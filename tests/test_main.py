@@ -48,35 +48,48 @@ def wait_for_rows(workdir, count, process):
 
 
 def test_quickstart_is_stopped_resumed_and_leaves_a_run_folder(environment, tmp_path):
-    small = [*SMALL, "--config.epochs=3", "--config.batch_size=250"]
+    small = [*SMALL, "--config.epochs=4", "--config.batch_size=250"]
     for signum, rows in ((signal.SIGTERM, 1), (signal.SIGINT, 2)):
         process = start(environment, tmp_path, *small)
         wait_for_rows(tmp_path, rows, process)
         process.send_signal(signum)
         code, _, err = finish(process)
         assert code == 128 + signum, err
-        assert "start the same command again" in err and "Traceback" not in err
+        assert "the same command goes on from here" in err and "Traceback" not in err
     code, out, err = finish(start(environment, tmp_path, *small))
     assert code == 0, err
-    assert "resumed after epoch 2" in out
+    assert "resumed after epoch" in out
     files = {p.name for p in tmp_path.iterdir()}
     assert files >= {"config.json", "metrics.jsonl", "result.json", "checkpoints", "tensorboard",
                      "curves.png", "confusion_matrix.png", "samples.png"}
     result = json.loads((tmp_path / "result.json").read_text())
-    assert result["epochs"] == 3 and result["test_accuracy"] > 12
-    assert [json.loads(r)["epoch"] for r in (tmp_path / "metrics.jsonl").open()] == [1, 2, 3]
+    assert result["epochs"] == 4 and result["test_accuracy"] > 12
+    assert [json.loads(r)["epoch"] for r in (tmp_path / "metrics.jsonl").open()] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--config.selection=best_val_los"], "did you mean 'best_val_loss'"),
     (["--config.augment=flop"], "flip"),
-    (["--config.batch_sise=64"], "batch_size"),
+    (["--config.batch_sise=64"], "no config field 'batch_sise' (did you mean 'batch_size'?)"),
+    (["--config.model.chanels=3"], "no config field 'chanels' (did you mean 'channels'?)"),
+    (["--config.epochs=many"], "flag --config.epochs=many"),
+    (["epochs=3"], "unexpected argument 'epochs=3'"),
+    (["--config.dataset=cifar10", "--config.data_dir=nowhere"], "scripts/prepare_data.py"),
 ])
 def test_a_mistake_is_one_line_and_an_exit_code(arguments, message, environment, tmp_path):
     code, _, err = finish(start(environment, tmp_path / "run", *arguments))
-    assert code in (1, 2)
+    assert code == 2
     assert message in err and "Traceback" not in err
-    assert len(err.strip().splitlines()) <= 2, err
+    assert len(err.strip().splitlines()) == 1, err
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    ("configs/quikstart.py", "(did you mean 'configs/quickstart.py'?)"),
+    ("configs/resnet5m.py:model9", "unknown variant 'model9' (did you mean 'model"),
+])
+def test_a_wrong_configuration_file_or_variant(config, message, environment, tmp_path):
+    code, _, err = finish(start(environment, tmp_path / "run", config=config))
+    assert code == 2 and message in err and len(err.strip().splitlines()) == 1, err
 
 
 def test_a_file_in_the_way_of_the_workdir(environment, tmp_path):

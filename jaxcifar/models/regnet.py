@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxcifar.errors import UserError
 from jaxcifar.models import checks, layers, units
 
 
@@ -30,7 +31,9 @@ class Block(nn.Module):
     def __call__(self, x, train):
         unit = functools.partial(units.conv_norm, train=train, dtype=self.dtype)
         width = round(self.features * self.bottleneck_ratio)
-        checks.check_groups("regnet", "channels", width, self.group_width)
+        if width % self.group_width:
+            raise UserError(f"regnet: {width} channels cannot be split into groups of "
+                            f"{self.group_width}: choose multiples of the group width")
         groups = width // self.group_width
         y = layers.relu(unit(x, width, names=("conv1", "bn1")))
         y = layers.relu(unit(y, width, 3, self.stride, groups, names=("conv2", "bn2")))
