@@ -1,6 +1,5 @@
 """Checkpoints: the newest ones and the best one, written atomically by orbax."""
 
-import logging
 import pathlib
 import shutil
 import warnings
@@ -36,7 +35,6 @@ class Checkpoints:
 
     def __init__(self, workdir):
         """Open (and create) the folder; remove what an interrupted write left."""
-        logging.getLogger("absl").setLevel(logging.WARNING)
         self._folder = pathlib.Path(workdir).resolve() / "checkpoints"
         self._policy = KeepLatestAndBest()
         single = ocp.options.MultiprocessingOptions(

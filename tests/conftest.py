@@ -16,6 +16,10 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
 import numpy as np  # noqa: E402  (the flags above must be set before jax starts)
 import pytest  # noqa: E402
 
+if os.environ.get("CI"):
+    import tensorboard  # noqa: F401  (what compares with them must not be skipped unseen in CI)
+    import torch  # noqa: F401
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 

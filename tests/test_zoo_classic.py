@@ -14,13 +14,14 @@ from torch import nn
 from torch_twins import randomized
 from twins_densenet import DenseNet
 from twins_googlenet import GoogLeNet
+from twins_googlenet import Inception as TwinInception
 from twins_resnet import (BasicBlock, Bottleneck, PreActBlock, PreActBottleneck, ResNet, ResNeXt,
                           SEBlock, WideResNet)
 from twins_vgg import PLANS, VGG, LeNet
 
 from jaxcifar import models, torch_weights
 from jaxcifar.errors import UserError
-from jaxcifar.models.googlenet import VARIANTS
+from jaxcifar.models.googlenet import VARIANTS, Inception
 
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 MODELS = {  # parameters, the twin's constructor
@@ -54,6 +55,10 @@ MODELS = {  # parameters, the twin's constructor
     "wide_resnet28_10": (36479194, lambda **kw: WideResNet(28, 10, **kw)),
     "wide_resnet16_8": (10961370, lambda **kw: WideResNet(16, 8, **kw)),
 }
+# The others are these with other numbers: for them, counts, names and shapes.
+FULL_SIZE = ("lenet", "vgg11", "vgg16", "resnet18", "resnet50", "preact_resnet18",
+             "preact_resnet50", "senet18", "resnext29_2x64d", "resnext29_32x4d", "googlenet",
+             "densenet121", "wide_resnet28_10", "wide_resnet16_8")
 HALF = {"stem": 5, "width": 0.5, "whole": ("a4",)}
 HALF_K5 = HALF | {"kernel": 5}
 GOOGLENETS = {  # parameters, the twin's options
@@ -134,7 +139,7 @@ def make_pair(name, options, twin, images):
     return Pair(name, options, twin, variables)
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=FULL_SIZE)
 def full_size(request, sample_images):
     torch.manual_seed(0)
     return make_pair(request.param, {}, MODELS[request.param][1](), batch(sample_images, 2))
@@ -165,14 +170,43 @@ def test_every_name_is_here():
     assert registered - {"resnet5m"} == set(MODELS)
 
 
-def test_parameter_counts_and_types(full_size):
-    model = full_size.model(jnp.bfloat16)
+def torch_shapes(variables):
+    """Return the shape of every entry of the state_dict that holds these variables."""
+    shapes = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        path, shape = tuple(entry.key for entry in path), leaf.shape
+        if path[-1] == "kernel":
+            shape = (*shape[:-3:-1], *shape[:-2])
+        shapes[torch_weights.torch_key(path)] = shape
+        if path[-1] == "var":
+            shapes[".".join((*path[1:-1], "num_batches_tracked"))] = ()
+    return shapes
+
+
+def assert_count_and_shapes(name, options, count, make_twin):
+    """Check parameters' number, names, shapes and types, without computing anything."""
+    model = models.create(name, dtype=jnp.bfloat16, **options)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     logits, variables = jax.eval_shape(
         lambda x: model.init_with_output(jax.random.key(0), x, train=False), images)
-    assert models.count_params(variables["params"]) == MODELS[full_size.name][0]
+    assert models.count_params(variables["params"]) == count
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert logits.shape == (2, 10) and logits.dtype == jnp.float32
+    with torch.device("meta"):
+        expected = make_twin().state_dict()
+    assert torch_shapes(variables) == {key: tuple(t.shape) for key, t in expected.items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameter_counts_names_and_shapes(name):
+    assert_count_and_shapes(name, {}, *MODELS[name])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_reports_googlenets(variant):
+    count, options = GOOGLENETS[variant]
+    assert_count_and_shapes(
+        "googlenet", VARIANTS[variant], count, lambda: GoogLeNet(**options))
 
 
 def test_logits_in_evaluation(full_size, sample_images):
@@ -184,22 +218,6 @@ def test_export_is_exact_and_has_the_originals_names(full_size):
     assert set(exported) == set(original)
     for key, value in original.items():
         np.testing.assert_array_equal(exported[key], value.numpy(), err_msg=key)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_reports_googlenets(variant):
-    count, options = GOOGLENETS[variant]
-    with torch.device("meta"):
-        expected = GoogLeNet(**options).state_dict()
-    model = models.create("googlenet", **VARIANTS[variant])
-    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-    logits, variables = jax.eval_shape(
-        lambda x: model.init_with_output(jax.random.key(0), x, train=False), images)
-    assert models.count_params(variables["params"]) == count
-    assert logits.shape == (2, 10)
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables)
-    exported = torch_weights.to_torch("googlenet", zeros, **VARIANTS[variant])
-    assert {k: v.shape for k, v in exported.items()} == {k: v.shape for k, v in expected.items()}
 
 
 @pytest.mark.parametrize("variant", ["k3_k5_0_5_p2_k5", "0_5_v5"])
@@ -223,7 +241,6 @@ SMALL = {  # name, options, the twin: one of each family, and of each kind of bl
               lambda: ResNet(SEBlock, (1, 1), channels=(16, 32))),
     "resnext": ("resnext29_2x64d", {"bottleneck_width": 4, "blocks": (1, 1)},
                 lambda: ResNeXt(2, 4, (1, 1))),
-    "googlenet": ("googlenet", {"width": 0.125}, lambda: GoogLeNet(width=0.125)),
     "densenet": ("densenet121", {"growth_rate": 4, "blocks": (2, 1)},
                  lambda: DenseNet((2, 1), 4)),
     "wide_resnet": ("wide_resnet28_10", {"depth": 10, "width": 1}, lambda: WideResNet(10, 1)),
@@ -248,6 +265,14 @@ def training(model, variables, images, labels):
     return jax.grad(loss, has_aux=True)(variables["params"])
 
 
+def assert_same_statistics(exported, twin):
+    for key, buffer in twin.named_buffers():
+        if "running" in key:
+            buffer = buffer.numpy()
+            np.testing.assert_allclose(
+                exported[key], buffer, rtol=0, atol=1e-5 * np.abs(buffer).max(), err_msg=key)
+
+
 def test_training_logits_gradients_and_running_statistics(small, sample_images):
     images, labels = batch(sample_images, 8), np.arange(8) % 10
     model = small.model()
@@ -263,12 +288,59 @@ def test_training_logits_gradients_and_running_statistics(small, sample_images):
     for key, parameter in twin.named_parameters():
         np.testing.assert_allclose(
             ours[key], parameter.grad, rtol=1e-3, atol=1e-5 * largest, err_msg=key)
-    ours = small.exported({**small.variables, **new})
-    for key, buffer in twin.named_buffers():
-        if "running" in key:
-            buffer = buffer.numpy()
-            np.testing.assert_allclose(
-                ours[key], buffer, rtol=0, atol=1e-5 * np.abs(buffer).max(), err_msg=key)
+    assert_same_statistics(small.exported({**small.variables, **new}), twin)
+
+
+def test_training_forward_of_googlenet(sample_images):
+    """Without gradients: one of its hundred thousand ReLU inputs is always zero to rounding."""
+    torch.manual_seed(0)
+    images = batch(sample_images, 4)
+    pair = make_pair("googlenet", {"width": 0.125}, GoogLeNet(width=0.125), images)
+    model = pair.model()
+
+    def forward(variables, images):
+        return model.apply(variables, images, train=True, mutable=["batch_stats"])
+    logits, new = compiled(forward, pair.variables, images)(pair.variables, images)
+    twin = pair.twin.double().train()
+    expected = twin(channels_first(images).double()).detach().numpy()
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert_same_statistics(pair.exported({**pair.variables, **new}), twin)
+
+
+def test_gradients_of_an_inception_block():
+    torch.manual_seed(0)
+    images = np.random.default_rng(0).normal(size=(4, 8, 8, 6)).astype(np.float32)
+    weights = np.random.default_rng(1).normal(size=(4, 8, 8, 17)).astype(np.float32)
+    widths = (4, 3, 5, 2, 3, 5)
+    twin = randomized(TwinInception(6, *widths, kernel=5)).double().train()
+    inputs = channels_first(images).double().requires_grad_()
+    (twin(inputs) * channels_first(weights)).sum().backward()
+    block = Inception(widths, kernel=5, padding=2)
+    state = {key: value.detach().numpy() for key, value in twin.state_dict().items()}
+    shapes = jax.eval_shape(lambda: block.init(jax.random.key(0), images, train=True))
+
+    def fill(path, leaf):
+        value = state[torch_weights.torch_key(tuple(entry.key for entry in path))]
+        value = np.moveaxis(value, (0, 1), (-1, -2)) if value.ndim == 4 else value
+        return value.reshape(leaf.shape).astype(np.float32)
+    variables = jax.tree_util.tree_map_with_path(fill, shapes)
+
+    def loss(params, images):
+        out, _ = block.apply({**variables, "params": params}, images, train=True,
+                             mutable=["batch_stats"])
+        return (out * weights).sum()
+    args = variables["params"], images
+    grads, to_images = compiled(jax.grad(loss, argnums=(0, 1)), *args)(*args)
+    expected = {key: p.grad.numpy() for key, p in twin.named_parameters()}
+    largest = max(np.abs(grad).max() for grad in expected.values())
+    for path, grad in jax.tree_util.tree_leaves_with_path({"params": grads}):
+        key = torch_weights.torch_key(tuple(entry.key for entry in path))
+        grad = np.moveaxis(grad, (-1, -2), (0, 1)) if grad.ndim == 4 else grad
+        np.testing.assert_allclose(
+            grad, expected.pop(key), rtol=1e-3, atol=1e-5 * largest, err_msg=key)
+    assert not expected
+    to_inputs = inputs.grad.numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(to_images, to_inputs, rtol=1e-3, atol=1e-5 * np.abs(to_inputs).max())
 
 
 def test_bfloat16_forward_is_finite_and_near_float32(small, sample_images):
@@ -283,27 +355,28 @@ def test_bfloat16_forward_is_finite_and_near_float32(small, sample_images):
     np.testing.assert_allclose(logits[1], logits[0], rtol=0, atol=0.1 * scale)
 
 
-def test_wide_resnet_drops_values_in_training_only():
-    images = jax.random.normal(jax.random.key(2), (2, 32, 32, 3))
-    plain = models.create("wide_resnet16_8", depth=10, width=1)
-    dropping = models.create("wide_resnet16_8", depth=10, width=1, dropout=0.3)
-    variables = jax.jit(lambda: plain.init(jax.random.key(0), images, train=False))()
+def test_wide_resnet_drops_values_by_the_dropout_key():
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    model = models.create("wide_resnet16_8", depth=10, width=1, dropout=0.3)
 
-    def logits(model, train):
-        out, _ = model.apply(variables, images, train, rngs={"dropout": jax.random.key(1)},
-                             mutable=["batch_stats"])
-        return out
-    np.testing.assert_array_equal(logits(plain, False), logits(dropping, False))
-    assert not np.array_equal(logits(plain, True), logits(dropping, True))
+    def logits(key):
+        rngs = {"params": jax.random.key(0), "dropout": key}
+        return model.init_with_output(rngs, images, train=True)[0]
+    forward = compiled(logits, jax.random.key(0))
+    first, again, other = (forward(jax.random.key(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 def test_wide_resnet_starts_as_the_published_code():
     model = models.create("wide_resnet16_8", depth=10, width=4)
-    params = jax.jit(lambda: model.init(
-        jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))()["params"]
+    params = compiled(lambda key: model.init(
+        key, jnp.zeros((1, 32, 32, 3)), train=False)["params"], jax.random.key(0))(
+            jax.random.key(0))
     kernel = params["block3.layer.0"]["conv2"]["kernel"]
     assert abs(kernel.std() / np.sqrt(2 / (9 * 256)) - 1) < 0.01
-    assert abs(params["block2.layer.0"]["convShortcut"]["kernel"].std() / np.sqrt(2 / 128) - 1) < 0.05
+    kernel = params["block2.layer.0"]["convShortcut"]["kernel"]
+    assert abs(kernel.std() / np.sqrt(2 / 128) - 1) < 0.05
     assert not params["fc"]["bias"].any() and params["fc"]["kernel"].any()
 
 

@@ -1,4 +1,4 @@
-"""The mobile, aggregated and searched families against their torch twins: same weights, same values."""
+"""The mobile, aggregated and searched families against their torch twins, with equal weights."""
 
 import functools
 
@@ -77,7 +77,7 @@ def one_thread():
 
 
 def compiled(function, *arguments):
-    """Compile without optimisation, which takes a fraction of the time; convolutions are the same."""
+    """Compile without optimisation, in a fraction of the time; convolutions are the same."""
     return jax.jit(function).lower(*arguments).compile(
         compiler_options={"xla_backend_optimization_level": 0})
 
@@ -208,15 +208,17 @@ def test_training_logits_gradients_and_running_statistics(name, sample_images):
             assert_close(ours[key], buffer, 1e-5, key)
 
 
-@pytest.mark.parametrize("name", ["mobilenetv2", "regnety_400mf"])
-def test_bfloat16_forward_is_finite_and_near_float32(name, sample_images):
-    images = scaled(sample_images[1::4][:4])
+def test_bfloat16_forward_is_finite_and_near_float32(sample_images):
+    images = scaled(sample_images[1::4][:4, ::2, ::2])
+    options = SMALL["mobilenetv2"]
+    torch.manual_seed(0)
+    twin = calibrated(ZOO["mobilenetv2"][0](num_classes=7, **options), images)
+    variables = torch_weights.from_torch(
+        "mobilenetv2", twin.state_dict(), num_classes=7, **options)
     logits = {}
     for dtype in (jnp.float32, jnp.bfloat16):
-        model = models.create(name, dtype=dtype, **SMALL[name])
-        variables = compiled(lambda: model.init(jax.random.key(0), images, train=False))()
-        forward = compiled(
-            lambda v: model.apply(v, images, train=True, mutable=["batch_stats"])[0], variables)
+        model = models.create("mobilenetv2", 7, dtype=dtype, **options)
+        forward = compiled(lambda v: model.apply(v, images, train=False), variables)
         logits[dtype] = forward(variables)
     scale = np.abs(logits[jnp.float32]).max()
     np.testing.assert_allclose(logits[jnp.bfloat16], logits[jnp.float32], atol=0.06 * scale)
@@ -224,22 +226,18 @@ def test_bfloat16_forward_is_finite_and_near_float32(name, sample_images):
 
 
 def test_drop_connect_skips_whole_examples():
-    block = efficientnet.Block(8, 3, 1, 1, drop_connect=0.25)
-    x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 4, 4, 8)), (64, 4, 4, 8))
-    variables = block.init(jax.random.key(1), x, train=False)
+    x = np.broadcast_to(np.random.default_rng(0).normal(size=(1, 4, 4, 8)), (64, 4, 4, 8))
+    x = x.astype(np.float32)
 
-    def apply(x, seed):
-        return block.apply(variables, x, train=True, mutable=["batch_stats"],
-                           rngs={"dropout": jax.random.key(seed)})[0]
-    apply = jax.jit(apply)
-    kept = np.asarray(jax.jit(lambda x: efficientnet.Block(8, 3, 1, 1).apply(
-        variables, x, train=True, mutable=["batch_stats"])[0])(x))
-    out = np.asarray(apply(x, 0))
-    dropped = (out == x).all(axis=(1, 2, 3))
+    def branch(rate):  # without the shortcut
+        block = efficientnet.Block(8, 3, 1, 1, drop_connect=rate)
+        out, _ = block.init_with_output(
+            {"params": jax.random.key(1), "dropout": jax.random.key(2)}, x, train=True)
+        return out - x
+    kept, out = compiled(lambda: (branch(0.0), branch(0.25)))()
+    dropped = np.abs(out).max(axis=(1, 2, 3)) == 0
     assert 4 <= dropped.sum() <= 30  # 16 expected, standard deviation 3.5
-    np.testing.assert_allclose(
-        out[~dropped], (x + (kept - x) / 0.75)[~dropped], rtol=1e-4, atol=1e-5)
-    assert not np.array_equal(out, apply(x, 1))
+    np.testing.assert_allclose(out[~dropped], kept[~dropped] / 0.75, rtol=1e-4, atol=1e-5)
 
 
 def test_drop_connect_grows_with_depth_and_is_off_as_in_the_original(sample_images):
@@ -273,9 +271,9 @@ def test_channel_shuffle_is_torchs():
 @pytest.mark.parametrize("name,options,message", [
     ("mobilenet", {"channels": (8,)}, r"mobilenet: .*channels \(1\), strides \(13\)"),
     ("mobilenetv2", {"expansion": (0,) * 7}, r"expansion\[0\] is 0"),
-    ("efficientnet_b0", {"blocks": ()}, r"blocks is \(\): give one number per stage"),
+    ("efficientnet_b0", {"blocks": ()}, r"blocks is \(\)"),
     ("efficientnet_b0", {"drop_connect": 1.5}, r"drop_connect is 1.5"),
-    ("shufflenet_g2", {"channels": (202, 400, 800)}, r"178 channels|44 channels"),
+    ("shufflenet_g2", {"channels": (220, 400, 800)}, r"49 channels inside a block"),
     ("shufflenet_g3", {"groups": 7}, r"cannot be split into 7 groups"),
     ("shufflenetv2_1", {"channels": (116, 231, 464)}, r"231 channels cannot be split into 2"),
     ("dpn26", {"groups": 5}, r"96 channels .* cannot be split into 5 groups"),

@@ -92,18 +92,19 @@ def setting():
         yield
 
 
-def randomized(name, num_classes=10, **options):
-    """A twin whose signal survives to the logits, with no parameter or statistic at 0 or 1.
+def randomized(name, num_classes=10, gain=None, **options):
+    """A twin with no vector of parameters or statistics at 0 or 1.
 
-    With the initial weights the images hardly change the logits of the deep ones, and agreement
-    would mean that the classifiers' biases agree.
+    gain: draw the kernels from N(0, gain / fan_in), so that the signal survives to the logits: with
+    the initial kernels the images hardly change those of the deep networks, and agreement would
+    mean that the classifiers' biases agree. None: the initial kernels.
     """
     torch.manual_seed(0)
     twin = TWINS[name](num_classes=num_classes, **options)
     with torch.no_grad():
         for key, value in [*twin.named_parameters(), *twin.named_buffers()]:
-            if value.ndim > 1:
-                value.normal_(0, (2 / value[0].numel()) ** 0.5)
+            if value.ndim > 1 and gain is not None:
+                value.normal_(0, (gain / value[0].numel()) ** 0.5)
             elif key.endswith("running_var") or (value.ndim == 1 and key.endswith("weight")):
                 value.uniform_(0.5, 1.5)
             elif value.ndim == 1:
@@ -143,7 +144,8 @@ def test_parameter_counts(name, num_classes, options, expected):
 def test_logits_in_evaluation_and_the_round_trip(case):
     name, options = FULL[case]
     x = images(64 if name in IMAGENET else 32)
-    twin = randomized(name, **options).eval()
+    # 40 blocks double the signal more often than float32 (torch's too) stays exact to 1e-4.
+    twin = randomized(name, gain=1.2 if name == "efficientnet_v2_s" else 2, **options).eval()
     state_dict = twin.state_dict()
     variables = torch_weights.from_torch(name, state_dict, **options)
     model = models.create(name, **options)

@@ -35,7 +35,8 @@ class DPN(Unit):
             layers = []
             for i in range(blocks[k]):
                 stride = 2 if k > 0 and i == 0 else 1
-                layers.append(DualPath(last, widths[k], channels[k], dense[k], stride, groups, i == 0))
+                shape = (widths[k], channels[k], dense[k], stride, groups)
+                layers.append(DualPath(last, *shape, project=i == 0))
                 last = channels[k] + (i + 2) * dense[k]
             setattr(self, f"layer{k + 1}", nn.Sequential(*layers))
         self.linear = nn.Linear(last, num_classes)
@@ -128,7 +129,8 @@ class PNASNet(Unit):
         cell = {"A": CellA, "B": CellB}[cell]
         for k in range(3):
             w = width * 2 ** k
-            setattr(self, f"layer{2 * k + 1}", nn.Sequential(*(cell(w, w) for _ in range(num_cells))))
+            cells = [cell(w, w) for _ in range(num_cells)]
+            setattr(self, f"layer{2 * k + 1}", nn.Sequential(*cells))
             if k < 2:
                 setattr(self, f"layer{2 * k + 2}", cell(w, 2 * w, 2))
         self.linear = nn.Linear(4 * width, num_classes)
@@ -167,7 +169,8 @@ class Tree(nn.Module):
         if level > 1:
             self.prev_root = Basic(width, features, stride)
             self.level_1 = Tree(width, features, 1, stride)
-        self.left_node = Basic(features if level > 1 else width, features, 1 if level > 1 else stride)
+            width, stride = features, 1
+        self.left_node = Basic(width, features, stride)
         self.right_node = Basic(features, features)
 
     def forward(self, x):

@@ -16,7 +16,7 @@ def conv_norm(width, features, kernel=1, stride=1, groups=1):
 
 
 class Unit(nn.Module):
-    """Holds conv1, bn1, conv2, bn2, ... as pytorch-cifar's blocks do; `step(i, x)` applies the ith."""
+    """Holds conv1, bn1, conv2, bn2, ... as pytorch-cifar's blocks do; `step` applies the ith."""
 
     def __init__(self, *pairs):
         super().__init__()

@@ -33,7 +33,7 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.randn(1, 1, width))
         self.pos_embedding = nn.Parameter(torch.randn(1, (32 // patch) ** 2 + 1, width))
         layer = nn.TransformerEncoderLayer(width, heads, mlp_dim, dropout, batch_first=True)
-        self.transformer = nn.TransformerEncoder(layer, depth)
+        self.transformer = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.mlp_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_classes))
 
     def forward(self, x):

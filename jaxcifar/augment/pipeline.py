@@ -10,7 +10,6 @@ on one image, and always before mixup and cutmix, which work on the batch.
 
 import ast
 import dataclasses
-import difflib
 import functools
 
 import jax
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxcifar.augment import mixing, ops, transforms
 from jaxcifar.augment.geometry import View
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +84,7 @@ def _make(node):
         raise UserError(f"augmentation: {text!r} is not a name with optional arguments")
     name = call.func.id
     if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"augmentation {name!r} is unknown: {hint}known are {', '.join(REGISTRY)}")
+        raise UserError(unknown("augmentation", name, REGISTRY))
     try:
         arguments = [_literal(argument) for argument in call.args]
         keywords = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}

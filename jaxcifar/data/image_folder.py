@@ -1,6 +1,5 @@
 """Read a folder of class-named image folders: train/<class>/*.png and test/<class>/*.png."""
 
-import difflib
 import pathlib
 
 import numpy as np
@@ -9,6 +8,7 @@ from tqdm import tqdm
 
 from jaxcifar.data.specs import IMAGE_SHAPE, SPLITS, DataError, DatasetSpec, SplitArrays
 from jaxcifar.data.specs import one_line
+from jaxcifar.errors import unknown
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp"}
 
@@ -33,10 +33,8 @@ def _read_split(spec, split, folder):
     for child in sorted(p for p in folder.iterdir() if p.is_dir()):
         name = child.name.lower().replace("-", "_").replace(" ", "_")
         if name not in spec.class_names:
-            near = difflib.get_close_matches(name, spec.class_names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise DataError(f"{child}: is no class of {spec.name}: expected folders named "
-                            f"{', '.join(spec.class_names[:4])}, ...{hint}")
+            what = f"class of {spec.name} (the name of folder {child})"
+            raise DataError(unknown(what, name, spec.class_names))
         class_folders[name] = child
     missing = [name for name in spec.class_names if name not in class_folders]
     if missing:

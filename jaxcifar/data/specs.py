@@ -6,11 +6,10 @@ tests.
 """
 
 import dataclasses
-import difflib
 
 import numpy as np
 
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, unknown
 
 IMAGE_SHAPE = (32, 32, 3)
 SPLITS = ("train", "test")
@@ -94,9 +93,7 @@ def get_spec(name: str) -> DatasetSpec:
     """Return the spec of a dataset; DataError with the nearest name for an unknown one."""
     if name in SPECS:
         return SPECS[name]
-    near = difflib.get_close_matches(str(name), SPECS, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise DataError(f"unknown dataset {name!r}: expected one of {', '.join(SPECS)}{hint}")
+    raise DataError(unknown("dataset", name, SPECS))
 
 
 def verify_split(spec: DatasetSpec, split: str, arrays: SplitArrays, origin: str) -> None:

@@ -1,14 +1,13 @@
 """The models: one literal registry of names, and `create`."""
 
 import dataclasses
-import difflib
 import importlib
 import math
 
 import jax
 import jax.numpy as jnp
 
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, unknown
 
 # name: (file under jaxcifar/models, class, options that differ from the class's defaults)
 MODELS = {
@@ -110,8 +109,7 @@ def create(name, num_classes=10, *, dtype=jnp.float32, **model_options):
     known = options(name)
     for key in model_options:
         if key not in known:
-            raise UserError(f"model {name!r} has no option {key!r}{_nearest(key, known)}; "
-                            f"its options: {', '.join(known) or 'none'}")
+            raise UserError(unknown(f"option of model {name!r}", key, known))
     chosen = {key: _hashable(value) for key, value in (preset | model_options).items()}
     return cls(num_classes=num_classes, dtype=dtype, **chosen)
 
@@ -123,15 +121,9 @@ def count_params(params):
 
 def _lookup(name):
     if name not in MODELS:
-        raise UserError(f"unknown model {name!r}{_nearest(name, MODELS)}; "
-                        f"known: {', '.join(names())}")
+        raise UserError(unknown("model", name, names()))
     module, cls, preset = MODELS[name]
     return getattr(importlib.import_module(f"jaxcifar.models.{module}"), cls), preset
-
-
-def _nearest(name, known):
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _hashable(value):

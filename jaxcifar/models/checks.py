@@ -34,11 +34,8 @@ def check_rate(model, **options):
 
 
 def check_per_stage(model, **options):
-    """Raise UserError unless all options are sequences of positive integers of the same length."""
-    for option, values in options.items():
-        if not isinstance(values, tuple) or not values:
-            raise UserError(f"{model}: {option} is {values!r}: give one number per stage")
-        check_positive(model, **{f"{option}[{i}]": value for i, value in enumerate(values)})
+    """Raise UserError unless all options give one integer of at least 1 for every stage."""
+    check_counts(model, **options)
     if len({len(values) for values in options.values()}) > 1:
         given = ", ".join(f"{option} ({len(values)})" for option, values in options.items())
         raise UserError(f"{model}: its options name different numbers of stages: {given}: "

@@ -83,10 +83,10 @@ class DLA(nn.Module):
 
     @nn.compact
     def __call__(self, images, train):
-        checks.check_per_stage("dla", channels=self.channels, levels=self.levels,
-                                 strides=self.strides)
-        highest = max(self.levels, default=1)
-        if min(self.levels, default=1) < 1 or (highest > 2 and not self.simple):
+        checks.check_counts("dla", stem_channels=self.stem_channels)
+        checks.check_per_stage(
+            "dla", channels=self.channels, levels=self.levels, strides=self.strides)
+        if max(self.levels) > 2 and not self.simple:
             raise UserError(f"dla: trees of levels {self.levels}: choose 1 or 2 for each stage "
                             "(simple=True has trees of any level from 1)")
         x = images

@@ -61,7 +61,8 @@ class DPN(nn.Module):
     @nn.compact
     def __call__(self, images, train):
         checks.check_per_stage("dpn", widths=self.widths, channels=self.channels,
-                                 blocks=self.blocks, dense=self.dense)
+                               blocks=self.blocks, dense=self.dense)
+        checks.check_positive("dpn", groups=self.groups, stem_width=self.stem_width)
         for width in self.widths:
             checks.check_groups("dpn", "channels of a 3x3 convolution", width, self.groups)
         x = units.conv_norm(images, self.stem_width, 3, names=("conv1", "bn1"), train=train,

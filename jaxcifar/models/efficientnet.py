@@ -38,8 +38,8 @@ class Block(nn.Module):
         else:
             y = nn.swish(unit(x, width, names=("conv1", "bn1")))
         y = unit(y, width, self.kernel_size, self.stride, width, names=("conv2", "bn2"))
-        y = units.squeeze_excitation(nn.swish(y), x.shape[-1] // 4, nn.swish, name="se",
-                                      dtype=self.dtype)
+        y = units.squeeze_excitation(
+            nn.swish(y), max(1, x.shape[-1] // 4), nn.swish, name="se", dtype=self.dtype)
         y = unit(y, self.features, names=("conv3", "bn3"))
         if self.stride != 1 or x.shape[-1] != self.features:
             return y
@@ -71,6 +71,7 @@ class EfficientNet(nn.Module):
         checks.check_per_stage(
             "efficientnet", expansion=self.expansion, channels=self.channels,
             blocks=self.blocks, kernel_sizes=self.kernel_sizes, strides=self.strides)
+        checks.check_positive("efficientnet", stem_width=self.stem_width)
         checks.check_rate("efficientnet", dropout=self.dropout, drop_connect=self.drop_connect)
         x = units.conv_norm(images, self.stem_width, 3, names=("conv1", "bn1"), train=train,
                              dtype=self.dtype)

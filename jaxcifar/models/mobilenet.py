@@ -44,6 +44,7 @@ class MobileNet(nn.Module):
     @nn.compact
     def __call__(self, images, train):
         checks.check_per_stage("mobilenet", channels=self.channels, strides=self.strides)
+        checks.check_positive("mobilenet", stem_width=self.stem_width)
         x = units.conv_norm(images, self.stem_width, 3, names=("conv1", "bn1"), train=train,
                              dtype=self.dtype)
         x = layers.relu(x)

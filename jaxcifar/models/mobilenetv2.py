@@ -57,6 +57,8 @@ class MobileNetV2(nn.Module):
         checks.check_per_stage(
             "mobilenetv2", expansion=self.expansion, channels=self.channels, blocks=self.blocks,
             strides=self.strides)
+        checks.check_positive(
+            "mobilenetv2", stem_width=self.stem_width, head_width=self.head_width)
         unit = functools.partial(units.conv_norm, train=train, dtype=self.dtype)
         x = layers.relu(unit(images, self.stem_width, 3, names=("conv1", "bn1")))
         stages = zip(self.expansion, self.channels, self.blocks, self.strides)

@@ -31,15 +31,15 @@ class Block(nn.Module):
     def __call__(self, x, train):
         unit = functools.partial(units.conv_norm, train=train, dtype=self.dtype)
         width = round(self.features * self.bottleneck_ratio)
-        if width % self.group_width:
+        if width < 1 or width % self.group_width:
             raise UserError(f"regnet: {width} channels cannot be split into groups of "
                             f"{self.group_width}: choose multiples of the group width")
         groups = width // self.group_width
         y = layers.relu(unit(x, width, names=("conv1", "bn1")))
         y = layers.relu(unit(y, width, 3, self.stride, groups, names=("conv2", "bn2")))
         if self.se_ratio > 0:
-            y = units.squeeze_excitation(
-                y, round(x.shape[-1] * self.se_ratio), name="se", dtype=self.dtype)
+            inner = max(1, round(x.shape[-1] * self.se_ratio))
+            y = units.squeeze_excitation(y, inner, name="se", dtype=self.dtype)
         y = unit(y, self.features, names=("conv3", "bn3"))
         if self.stride != 1 or x.shape[-1] != self.features:
             x = unit(x, self.features, 1, self.stride, names=("shortcut.0", "shortcut.1"))
@@ -66,8 +66,10 @@ class RegNet(nn.Module):
 
     @nn.compact
     def __call__(self, images, train):
-        checks.check_per_stage("regnet", channels=self.channels, blocks=self.blocks,
-                                 strides=self.strides)
+        checks.check_per_stage(
+            "regnet", channels=self.channels, blocks=self.blocks, strides=self.strides)
+        checks.check_positive(
+            "regnet", group_width=self.group_width, stem_width=self.stem_width)
         x = units.conv_norm(images, self.stem_width, 3, names=("conv1", "bn1"), train=train,
                              dtype=self.dtype)
         x = layers.relu(x)

@@ -56,6 +56,7 @@ class ShuffleNet(nn.Module):
     @nn.compact
     def __call__(self, images, train):
         checks.check_per_stage("shufflenet", channels=self.channels, blocks=self.blocks)
+        checks.check_positive("shufflenet", groups=self.groups, stem_width=self.stem_width)
         x = units.conv_norm(images, self.stem_width, names=("conv1", "bn1"), train=train,
                              dtype=self.dtype)
         x = layers.relu(x)

@@ -64,6 +64,8 @@ class ShuffleNetV2(nn.Module):
     @nn.compact
     def __call__(self, images, train):
         checks.check_per_stage("shufflenetv2", channels=self.channels, blocks=self.blocks)
+        checks.check_positive(
+            "shufflenetv2", stem_width=self.stem_width, head_width=self.head_width)
         for features in self.channels:
             checks.check_groups("shufflenetv2", "channels", features, 2)
         unit = functools.partial(units.conv_norm, train=train, dtype=self.dtype)

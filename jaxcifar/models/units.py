@@ -1,6 +1,6 @@
 """What several families are built of: convolution + BatchNorm, squeeze-and-excitation, shuffles.
 
-Each is called inside a module's compact method and creates the submodules that it names there.
+Functions that take names are called in a module's compact method; the submodules become its own.
 """
 
 import jax
