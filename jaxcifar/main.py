@@ -7,6 +7,7 @@ the folder, 130 or 143 stopped by SIGINT or SIGTERM with the state saved.
 import os
 import pathlib
 import re
+import runpy
 import signal
 import sys
 
@@ -19,6 +20,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, with a variant after a colon: configs/resnet5m.py:model2.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Folder of the run; an interrupted one goes on. Default: runs/CONFIG[_VARIANT].")
+_LIST = flags.DEFINE_bool("list", False, "Print the variants of the configuration file, and exit.")
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of an error.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "host:port of process 0, when several processes make up the run.")
@@ -50,6 +52,8 @@ def parse(argv):
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise errors.UserError(f"unexpected argument {rest[1]!r}: a flag starts with --")
+        if _LIST.value:
+            _list_variants(_config_argument(argv).partition(":")[0])
     except (errors.UserError, flags.Error) as error:
         _exit(error, 2)
     except AttributeError as error:  # a config field that does not exist
@@ -98,6 +102,14 @@ def _check_config_file(argv):
     path = value.partition(":")[0]
     if not pathlib.Path(path).is_file():
         raise errors.UserError(errors.unknown("configuration file", path, known))
+
+
+def _list_variants(path):
+    """Print the variants of a configuration file, one per line, and exit."""
+    variants = runpy.run_path(path).get("VARIANTS", ())
+    print("\n".join(variants) if variants else f"{path} has no variants",
+          file=sys.stdout if variants else sys.stderr)
+    sys.exit(0)
 
 
 def _config_argument(argv):

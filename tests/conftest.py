@@ -8,6 +8,7 @@ import os
 import pathlib
 import pickle
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's: two waiting threads steal the cores
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _DEVICES = "--xla_force_host_platform_device_count=8"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):

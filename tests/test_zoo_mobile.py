@@ -272,6 +272,8 @@ def test_channel_shuffle_is_torchs():
     ("mobilenet", {"channels": (8,)}, r"mobilenet: .*channels \(1\), strides \(13\)"),
     ("mobilenetv2", {"expansion": (0,) * 7}, r"expansion\[0\] is 0"),
     ("efficientnet_b0", {"blocks": ()}, r"blocks is \(\)"),
+    ("efficientnet_b0", {"kernel_sizes": (4,) * 7}, r"kernel_sizes .*: give odd ones"),
+    ("regnety_400mf", {"group_width": 0}, r"group_width is 0"),
     ("efficientnet_b0", {"drop_connect": 1.5}, r"drop_connect is 1.5"),
     ("shufflenet_g2", {"channels": (220, 400, 800)}, r"49 channels inside a block"),
     ("shufflenet_g3", {"groups": 7}, r"cannot be split into 7 groups"),

@@ -119,7 +119,7 @@ def compiled(function, *arguments):
 
 
 def images(size, count=2):
-    """float32 [count, size, size, 3], smooth enough that maps stay far from zero everywhere."""
+    """float32 [count, size, size, 3] of noise, normalised like real images."""
     return np.random.default_rng(0).normal(0.2, 1, (count, size, size, 3)).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Checks of model options: a wrong one is a UserError of one line, not a shape that does not fit."""
+"""Checks of model options: a wrong one is a UserError of one line, not a shape that misfits."""
 
 from jaxcifar.errors import UserError
 

@@ -66,7 +66,7 @@ class DPN(nn.Module):
         for width in self.widths:
             checks.check_groups("dpn", "channels of a 3x3 convolution", width, self.groups)
         x = units.conv_norm(images, self.stem_width, 3, names=("conv1", "bn1"), train=train,
-                             dtype=self.dtype)
+                            dtype=self.dtype)
         x = layers.relu(x)
         stages = zip(self.widths, self.channels, self.blocks, self.dense)
         for stage, (width, features, count, dense) in enumerate(stages, start=1):

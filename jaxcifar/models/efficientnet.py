@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxcifar.errors import UserError
 from jaxcifar.models import checks, layers, units
 
 
@@ -73,8 +74,10 @@ class EfficientNet(nn.Module):
             blocks=self.blocks, kernel_sizes=self.kernel_sizes, strides=self.strides)
         checks.check_positive("efficientnet", stem_width=self.stem_width)
         checks.check_rate("efficientnet", dropout=self.dropout, drop_connect=self.drop_connect)
+        if any(kernel_size % 2 == 0 for kernel_size in self.kernel_sizes):
+            raise UserError(f"efficientnet: kernel_sizes {self.kernel_sizes}: give odd ones")
         x = units.conv_norm(images, self.stem_width, 3, names=("conv1", "bn1"), train=train,
-                             dtype=self.dtype)
+                            dtype=self.dtype)
         x = nn.swish(x)
         stages = zip(self.expansion, self.channels, self.blocks, self.kernel_sizes,
                      self.strides)

@@ -128,10 +128,10 @@ class GoogLeNet(nn.Module):
 
     def _check(self):
         """Raise UserError for options that make no network."""
-        check_positive("googlenet", stem_kernel=self.stem_kernel, max_pool_kernel=self.max_pool_kernel,
-                       inception_kernel=self.inception_kernel, avg_pool_kernel=self.avg_pool_kernel,
-                       inception_pool_kernel=self.inception_pool_kernel)
-        for option in ("stem_kernel", "inception_kernel", "inception_pool_kernel"):
+        kernels = ("stem_kernel", "inception_kernel", "inception_pool_kernel", "max_pool_kernel",
+                   "avg_pool_kernel")
+        check_positive("googlenet", **{kernel: getattr(self, kernel) for kernel in kernels})
+        for option in kernels[:3]:
             if getattr(self, option) % 2 == 0:
                 raise UserError(f"googlenet: {option} is {getattr(self, option)}: give an odd "
                                 "number, which keeps the size of the map")

@@ -46,7 +46,7 @@ class MobileNet(nn.Module):
         checks.check_per_stage("mobilenet", channels=self.channels, strides=self.strides)
         checks.check_positive("mobilenet", stem_width=self.stem_width)
         x = units.conv_norm(images, self.stem_width, 3, names=("conv1", "bn1"), train=train,
-                             dtype=self.dtype)
+                            dtype=self.dtype)
         x = layers.relu(x)
         for i, (features, stride) in enumerate(zip(self.channels, self.strides)):
             x = Block(features, stride, self.dtype, name=f"layers.{i}")(x, train)

@@ -52,7 +52,7 @@ class CellB(nn.Module):
             x, self.features, self.stride, (7, 3, 5), train, self.dtype)
         joined = [layers.relu(seven + three), layers.relu(pooled + five)]
         y = units.conv_norm(jnp.concatenate(joined, axis=-1), self.features,
-                             names=("conv2", "bn2"), train=train, dtype=self.dtype)
+                            names=("conv2", "bn2"), train=train, dtype=self.dtype)
         return layers.relu(y)
 
 
@@ -79,7 +79,7 @@ class PNASNet(nn.Module):
         checks.check_positive("pnasnet", num_cells=self.num_cells, width=self.width)
         cell = functools.partial(CELLS[self.cell], dtype=self.dtype)
         x = units.conv_norm(images, self.width, 3, names=("conv1", "bn1"), train=train,
-                             dtype=self.dtype)
+                            dtype=self.dtype)
         x = layers.relu(x)
         for stage in range(3):
             features = self.width * 2 ** stage

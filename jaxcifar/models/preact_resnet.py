@@ -74,18 +74,20 @@ class PreActResNet(nn.Module):
 
     channels, blocks: width and number of blocks of each stage; the first block of every stage but
     the first has stride 2. bottleneck: PreActBottleneck, four times as wide at its end, in place
-    of PreActBlock. Defaults: PreAct-ResNet-18 (11,171,146 parameters).
+    of PreActBlock. stem_width: of the first convolution. Defaults: PreAct-ResNet-18 (11,171,146 parameters).
     """
 
     num_classes: int = 10
     channels: tuple[int, ...] = (64, 128, 256, 512)
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     bottleneck: bool = False
+    stem_width: int = 64
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images, train):
         check_stages("preact_resnet", self.channels, self.blocks)
+        check_positive("preact_resnet", stem_width=self.stem_width)
         block = PreActBottleneck if self.bottleneck else PreActBlock
         x = _conv1(self)(images)
         for name, features, stride in _blocks(self):
@@ -96,7 +98,7 @@ class PreActResNet(nn.Module):
 class SENet(nn.Module):
     """PreActResNet of PreActBlocks with squeeze-and-excitation; the stem is normalised too.
 
-    channels, blocks: as in PreActResNet; reduction: channels per channel of the squeeze-and-
+    channels, blocks, stem_width: as in PreActResNet; reduction: channels per channel of the squeeze-and-
     excitation's hidden layer. Defaults: SENet-18 (11,260,354 parameters).
     """
 
@@ -104,12 +106,13 @@ class SENet(nn.Module):
     channels: tuple[int, ...] = (64, 128, 256, 512)
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     reduction: int = 16
+    stem_width: int = 64
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images, train):
         check_stages("senet", self.channels, self.blocks)
-        check_positive("senet", reduction=self.reduction)
+        check_positive("senet", reduction=self.reduction, stem_width=self.stem_width)
         check_positive("senet", **{"channels // reduction": min(self.channels) // self.reduction})
         x = layers.BatchNorm(dtype=self.dtype, name="bn1")(_conv1(self)(images), train)
         x = layers.relu(x)
@@ -119,7 +122,8 @@ class SENet(nn.Module):
 
 
 def _conv1(model):
-    return layers.Conv(64, 3, 1, 1, use_bias=False, dtype=model.dtype, name="conv1")
+    return layers.Conv(
+        model.stem_width, 3, 1, 1, use_bias=False, dtype=model.dtype, name="conv1")
 
 
 def _blocks(model):

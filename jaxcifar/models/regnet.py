@@ -71,7 +71,7 @@ class RegNet(nn.Module):
         checks.check_positive(
             "regnet", group_width=self.group_width, stem_width=self.stem_width)
         x = units.conv_norm(images, self.stem_width, 3, names=("conv1", "bn1"), train=train,
-                             dtype=self.dtype)
+                            dtype=self.dtype)
         x = layers.relu(x)
         stages = zip(self.channels, self.blocks, self.strides)
         for stage, (features, count, stride) in enumerate(stages, start=1):

@@ -37,25 +37,27 @@ class Block(nn.Module):
 
 
 class ResNeXt(nn.Module):
-    """A 1x1 stem to 64 channels, stages of Blocks, average pooling and a linear classifier.
+    """A 1x1 stem, stages of Blocks, average pooling and a linear classifier.
 
     blocks: of each stage; the groups' width doubles and the map halves from stage to stage.
     cardinality: groups of the 3x3 convolutions; bottleneck_width: channels of a group in the first
-    stage. Defaults: ResNeXt-29 2x64d (9,128,778 parameters).
+    stage; stem_width: of the first convolution. Defaults: ResNeXt-29 2x64d (9,128,778 parameters).
     """
 
     num_classes: int = 10
     cardinality: int = 2
     bottleneck_width: int = 64
     blocks: tuple[int, ...] = (3, 3, 3)
+    stem_width: int = 64
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images, train):
         check_positive("resnext", cardinality=self.cardinality,
-                       bottleneck_width=self.bottleneck_width)
+                       bottleneck_width=self.bottleneck_width, stem_width=self.stem_width)
         check_counts("resnext", blocks=self.blocks)
-        x = layers.Conv(64, 1, use_bias=False, dtype=self.dtype, name="conv1")(images)
+        x = layers.Conv(
+            self.stem_width, 1, use_bias=False, dtype=self.dtype, name="conv1")(images)
         x = layers.relu(layers.BatchNorm(dtype=self.dtype, name="bn1")(x, train))
         for stage, count in enumerate(self.blocks):
             for i in range(count):

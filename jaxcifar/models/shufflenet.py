@@ -58,7 +58,7 @@ class ShuffleNet(nn.Module):
         checks.check_per_stage("shufflenet", channels=self.channels, blocks=self.blocks)
         checks.check_positive("shufflenet", groups=self.groups, stem_width=self.stem_width)
         x = units.conv_norm(images, self.stem_width, names=("conv1", "bn1"), train=train,
-                             dtype=self.dtype)
+                            dtype=self.dtype)
         x = layers.relu(x)
         for stage, (total, count) in enumerate(zip(self.channels, self.blocks), start=1):
             for i in range(count):

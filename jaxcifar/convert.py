@@ -1,0 +1,245 @@
+"""Exchange weights with PyTorch: a run's checkpoint to a file of weights, or such a file to a run.
+
+    python -m jaxcifar.convert --from=runs/NAME --to=weights.safetensors
+    python -m jaxcifar.convert --from=weights.pth --to=runs/NAME --config=configs/resnet5m.py:model1
+
+Files end in .pt, .pth or .safetensors and hold the state_dict of the PyTorch original. The folder
+that the second form writes is a run at epoch 0 of that configuration: jaxcifar.main with the same
+--config and --workdir trains it on. Weights of other classes: --fresh='linear' starts the keys that
+match the regular expression anew.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import sys
+
+import jax
+import numpy as np
+
+from jaxcifar import config as config_lib
+from jaxcifar import errors, run_folder, selection, torch_weights, weight_files
+from jaxcifar.checkpoint import Checkpoints
+from jaxcifar.data import specs
+from jaxcifar.errors import UserError
+from jaxcifar.state import create_state
+from jaxcifar.task import create_task
+
+WHICH = ("best", "last")
+
+
+def export_run(workdir, path, *, which="best", raw=False):
+    """Write a run's weights to a .pt, .pth or .safetensors file.
+
+    workdir: the run's folder. which: "best", the epoch that the run keeps as its best (the last
+    where it compares none), or "last". raw: the weights themselves where the run averages them
+    (config.ema_decay); else their average, which is what the run evaluates.
+
+    Returns the number of epochs that the written weights were trained. Raises UserError: no such
+    run, nothing readable in it, or a file that cannot be written.
+    """
+    if which not in WHICH:
+        raise UserError(errors.unknown("choice of weights", which, WHICH))
+    weight_files.check_target(path)
+    config = read_config(workdir)
+    task = _task(config)
+    state = _saved_state(workdir, _template(task), selection.kept_rule(config), which)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    if not raw:
+        variables = state.variables()
+    name, options = _model(config)
+    state_dict = torch_weights.to_torch(
+        name, variables, num_classes=task.num_classes, num_batches_tracked=int(state.step),
+        **options)
+    weight_files.save_file(path, state_dict)
+    return int(state.epoch)
+
+
+def import_weights(path, workdir, config, *, fresh=""):
+    """Write a run folder whose newest checkpoint, of step 0, holds the weights of a file.
+
+    path: .pt, .pth or .safetensors. workdir: a folder without checkpoints. config: the run's
+    configuration, which names the model. fresh: regular expression; keys of the state_dict in which
+    it is found keep the model's own initial values, whatever the file holds for them.
+
+    Raises UserError: the file does not fit the model (every difference is listed), or the folder
+    holds a run already.
+    """
+    config_lib.validate(config)
+    workdir = pathlib.Path(workdir)
+    if any((workdir / "checkpoints").glob("*")):
+        raise UserError(f"{workdir} holds checkpoints already: choose another folder for --to")
+    task = _task(config)
+    state = _template(task)
+    name, options = _model(config)
+    given = weight_files.load_file(path)
+    if fresh:
+        given = _with_fresh(given, fresh, torch_weights.to_torch(
+            name, {"params": state.params, "batch_stats": state.batch_stats},
+            num_classes=task.num_classes, **options))
+    variables = torch_weights.from_torch(
+        name, given, num_classes=task.num_classes, **options)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    average = {"params": params, "batch_stats": batch_stats} if config.ema_decay else {}
+    state = state.replace(params=params, batch_stats=batch_stats, ema=average,
+                          opt_state=jax.tree.map(np.asarray, task.tx.init(params)))
+    checkpoints = Checkpoints(workdir)
+    run_folder.write_json(workdir / "config.json", config_lib.to_dict(config), sort_keys=True)
+    checkpoints.save(state, None)
+    checkpoints.close()
+
+
+def read_config(workdir):
+    """Return the configuration of a run folder, from its config.json.
+
+    Raises UserError: there is none, or it is not one of this version of jaxcifar.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    config = config_lib.default()
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        config.model = config_lib.model(**_tuples(fields.pop("model")))
+        _fill(config, _tuples(fields))
+    except OSError as error:
+        raise UserError(f"{workdir} is not a run folder: it has no readable config.json; give the "
+                        "--workdir of a run") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error).strip().partition("\\n")[0].partition("\n")[0].strip("\"'")
+        raise UserError(f"{path} is not a configuration of this version: {reason}") from error
+    config_lib.validate(config)
+    return config
+
+
+def _fill(config, fields):
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            _fill(config[key], value)
+        else:
+            config[key] = value
+
+
+def _tuples(value):
+    """Return JSON's lists as the tuples that a configuration holds."""
+    if isinstance(value, dict):
+        return {key: _tuples(entry) for key, entry in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _task(config):
+    spec = specs.get_spec(config.dataset)
+    return create_task(config, spec.count("train") - config.val_size, spec.num_classes)
+
+
+def _template(task):
+    return jax.tree.map(np.asarray, create_state(task, task.config.seed))
+
+
+def _model(config):
+    """Return the model's registered name and its options."""
+    options = config_lib.to_dict(config)["model"]
+    return options.pop("name"), options
+
+
+def _saved_state(workdir, template, rule, which):
+    """Return the newest state, or that of the best epoch by `rule`."""
+    folder = pathlib.Path(workdir) / "checkpoints"
+    if not any(folder.glob("*")):
+        raise UserError(f"{workdir} holds no checkpoint yet: wait until its first epoch is saved")
+    checkpoints = Checkpoints(workdir)
+    try:
+        state = checkpoints.restore_latest(template)
+        if state is None:
+            raise UserError(f"{folder} holds no finished checkpoint")
+        best = selection.best_epoch(state.history, rule) if rule and which == "best" else None
+        if best in (None, int(state.epoch)):
+            return state
+        for step in checkpoints.steps():  # few: the newest two and the best
+            kept = checkpoints.restore(step, template)
+            if int(kept.epoch) == best:
+                return kept
+        raise UserError(f"the best epoch, {best}, is not among the checkpoints in {folder}: "
+                        "use --which=last")
+    except ValueError as error:
+        raise UserError(f"a checkpoint in {folder} is damaged ({error}): use --which=last") from error
+    finally:
+        checkpoints.close()
+
+
+def _with_fresh(given, pattern, initial):
+    """Return `given` with the entries whose keys match taken from `initial`."""
+    try:
+        matches = re.compile(pattern).search
+    except re.error as error:
+        raise UserError(f"--fresh={pattern} is not a regular expression: {error}") from error
+    anew = {key: value for key, value in initial.items() if matches(key)}
+    if not anew:
+        raise UserError(f"--fresh={pattern} matches no key of the model; its keys are like "
+                        f"{', '.join(list(initial)[-2:])}")
+    return {key: value for key, value in given.items() if not matches(key)} | anew
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}; --help shows both forms")
+
+
+def main(argv):
+    """Convert as the command line `argv` says; print one line. Raises UserError."""
+    parser = _Parser(prog="python -m jaxcifar.convert", description=__doc__, allow_abbrev=False,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--from", dest="source", required=True,
+                        help="a run folder, or a .pt, .pth or .safetensors file")
+    parser.add_argument("--to", required=True, help="such a file, or a new run folder")
+    parser.add_argument("--which", default="best", help="of a run: best (default) or last")
+    parser.add_argument("--raw", action="store_true",
+                        help="of a run that averages its weights: not the average")
+    parser.add_argument("--fresh", default="", metavar="REGEX",
+                        help="of a file: keys that keep the model's initial values")
+    parser.add_argument("--config", metavar="FILE[:VARIANT]",
+                        help="of the new run; --config.FIELD=VALUE changes a field")
+    arguments, rest = parser.parse_known_args(argv[1:])
+    if pathlib.Path(arguments.source).suffix not in weight_files.SUFFIXES:
+        if arguments.config or rest or arguments.fresh:
+            raise UserError("--config and --fresh belong to --from=FILE: a run folder has its own "
+                            "configuration")
+        epoch = export_run(arguments.source, arguments.to, which=arguments.which,
+                           raw=arguments.raw)
+        print(f"wrote {arguments.to}: {arguments.source} after epoch {epoch}")
+        return
+    if not arguments.config:
+        raise UserError("--config is missing: it names the model that the weights are for")
+    import_weights(arguments.source, arguments.to, _config(arguments.config, rest),
+                   fresh=arguments.fresh)
+    print(f"wrote {arguments.to}: a run at epoch 0 with the weights of {arguments.source}")
+
+
+def _config(path, overrides):
+    """Return the configuration that jaxcifar.main would take from the same flags."""
+    from absl import flags
+    from ml_collections import config_flags
+    known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
+    if not pathlib.Path(path.partition(":")[0]).is_file():
+        raise UserError(errors.unknown("configuration file", path.partition(":")[0], known))
+    for word in overrides:
+        if not re.match(r"--config\.[\w.]+=", word):
+            raise UserError(f"unexpected argument {word!r}: fields are set as "
+                            "--config.FIELD=VALUE; --help shows the rest")
+    argv = ["convert", f"--config={path}", *overrides]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        values(argv)
+    except AttributeError as error:
+        raise UserError(f"there is no such config field: {str(error).splitlines()[0]}") from error
+    except flags.Error as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    return values["config"].value
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,195 @@
+"""jaxcifar.convert: a run's weights to a file and back are the same, bit for bit, and go on."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from torch_twins import ResNet
+
+from jaxcifar import checkpoint, convert, selection, weight_files
+from jaxcifar import config as config_lib
+from jaxcifar.errors import UserError
+from jaxcifar.state import create_state
+from jaxcifar.task import create_task
+
+SMALL = {"channels": (4, 8), "blocks": (1, 1), "stem_width": 4, "shortcut_kernel": 1}
+
+
+def states_of(workdir, config):
+    """{epoch: state} of the checkpoints in a run folder."""
+    template = jax.tree.map(np.asarray, create_state(create_task(config, 100, 10), config.seed))
+    checkpoints = checkpoint.Checkpoints(workdir)
+    found = {step: checkpoints.restore(step, template) for step in checkpoints.steps()}
+    checkpoints.close()
+    return {int(state.epoch): state for state in found.values()}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run of four epochs with averaged weights, whose second epoch is the best."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = tiny.tiny_config(epochs=4, ema_decay=0.5)
+    state = jax.tree.map(np.asarray, create_state(create_task(config, 100, 10), config.seed))
+    (workdir / "config.json").write_text(json.dumps(config_lib.to_dict(config)))
+    rng, saved = np.random.default_rng(0), {}
+    checkpoints = checkpoint.Checkpoints(workdir)
+    for epoch, accuracy in enumerate((50, 70, 60, 55), start=1):
+        def noise(leaf):
+            return leaf + rng.normal(0, 1, leaf.shape).astype(leaf.dtype)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        state = state.replace(
+            step=np.int32(4 * epoch), epoch=np.int32(epoch), ema=jax.tree.map(noise, variables),
+            **jax.tree.map(noise, variables),
+            history=selection.record(state.history, epoch, {"val_accuracy": accuracy}))
+        checkpoints.save(state, best_step=4 * min(epoch, 2))
+        saved[epoch] = state
+    checkpoints.close()
+    assert sorted(states_of(workdir, config)) == [2, 3, 4]
+    return workdir, config, saved, 2
+
+
+def assert_equal(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize(("options", "epoch", "field"), [
+    ({}, "best", "ema"), ({"raw": True}, "best", "raw"),
+    ({"which": "last"}, 4, "ema"), ({"which": "last", "raw": True}, 4, "raw")])
+def test_a_run_survives_the_way_out_and_in_exactly(suffix, options, epoch, field, run, tmp_path):
+    workdir, config, states, best = run
+    epoch = best if epoch == "best" else epoch
+    path = tmp_path / f"w{suffix}"
+    assert convert.export_run(workdir, path, **options) == epoch
+    state = states[epoch]
+    raw = {"params": state.params, "batch_stats": state.batch_stats}
+    expected = raw if field == "raw" else state.ema
+    assert not np.array_equal(state.ema["params"]["conv1"]["kernel"], raw["params"]["conv1"]["kernel"])
+
+    convert.import_weights(path, tmp_path / "new", config)
+    new, = states_of(tmp_path / "new", config).values()
+    assert_equal({"params": new.params, "batch_stats": new.batch_stats}, expected)
+    assert_equal(new.ema, expected)
+    assert (int(new.step), int(new.epoch)) == (0, 0)
+    convert.export_run(tmp_path / "new", tmp_path / f"again{suffix}")
+    first, again = weight_files.load_file(path), weight_files.load_file(tmp_path / f"again{suffix}")
+    assert set(first) == set(again)
+    for key, value in first.items():
+        if not key.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(value, again[key], err_msg=key)
+
+
+def test_what_is_written_loads_into_the_pytorch_original(run, tmp_path):
+    import torch
+    workdir, _, states, best = run
+    convert.export_run(workdir, tmp_path / "w.pth", raw=True)
+    twin = ResNet(**SMALL)
+    twin.load_state_dict(torch.load(tmp_path / "w.pth"))
+    kernel = states[best].params["layer2.0"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(
+        twin.layer2[0].conv1.weight.detach(), np.transpose(kernel, (3, 2, 0, 1)))
+    assert int(twin.bn1.num_batches_tracked) == int(states[best].step) > 0
+
+
+def test_training_goes_on_from_imported_weights(run, tmp_path, monkeypatch):
+    """A run that starts from a file of the initial weights equals the run that starts by itself."""
+    config = tiny.tiny_config(epochs=1)
+    task = create_task(config, 100, 10)
+    alone, rows = tiny.fit(config, tmp_path / "alone", monkeypatch)
+    state = create_state(task, config.seed)
+    folder = tmp_path / "initial"
+    checkpoints = checkpoint.Checkpoints(folder)
+    checkpoints.save(jax.tree.map(np.asarray, state), None)
+    checkpoints.close()
+    (folder / "config.json").write_text(json.dumps(config_lib.to_dict(config)))
+    convert.export_run(folder, tmp_path / "w.safetensors")
+    convert.import_weights(tmp_path / "w.safetensors", tmp_path / "new", config)
+    resumed, new_rows = tiny.fit(config, tmp_path / "new", monkeypatch)
+    assert rows == new_rows
+    assert_equal(resumed.state.params, alone.state.params)
+
+
+def test_fresh_keys_keep_the_models_own_start(run, tmp_path):
+    workdir, config, states, best = run
+    convert.export_run(workdir, tmp_path / "w.pt")
+    weights = weight_files.load_file(tmp_path / "w.pt")
+    weights["linear.weight"] = np.zeros((1000, 8), np.float32)  # of 1,000 classes
+    weights["linear.bias"] = np.zeros(1000, np.float32)
+    weight_files.save_file(tmp_path / "w.pt", weights)
+    with pytest.raises(UserError, match=r"linear.weight has shape \(1000, 8\), expected \(10, 8\)"):
+        convert.import_weights(tmp_path / "w.pt", tmp_path / "new", config)
+    assert not (tmp_path / "new").exists()
+    convert.import_weights(tmp_path / "w.pt", tmp_path / "new", config, fresh="^linear")
+    new, = states_of(tmp_path / "new", config).values()
+    start = create_state(create_task(config, 100, 10), config.seed)
+    assert_equal(new.params["linear"], jax.tree.map(np.asarray, start.params["linear"]))
+    assert_equal(new.params["conv1"], states[best].ema["params"]["conv1"])
+    with pytest.raises(UserError, match="matches no key of the model; its keys are like"):
+        convert.import_weights(tmp_path / "w.pt", tmp_path / "other", config, fresh="fc")
+    with pytest.raises(UserError, match="is not a regular expression"):
+        convert.import_weights(tmp_path / "w.pt", tmp_path / "other", config, fresh="(")
+
+
+CONFIG = """
+from jaxcifar import config as config_lib
+def get_config(variant=""):
+    config = config_lib.default()
+    config.model = config_lib.model("resnet5m", channels=(4, 8), blocks=(1, 1), stem_width=4,
+                                    shortcut_kernel=1)
+    config.epochs = 4
+    config.optimizer.momentum = 0.9 if variant == "fast" else 0.0
+    return config
+"""
+
+
+def test_the_command_line_both_ways(run, tmp_path, capsys):
+    workdir, _, _, best = run
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    path, new = f"{tmp_path}/w.safetensors", f"{tmp_path}/new"
+    convert.main(["convert", f"--from={workdir}", f"--to={path}", "--which=last"])
+    assert "after epoch 4" in capsys.readouterr().out
+    convert.main(["convert", f"--from={path}", f"--to={new}", f"--config={tmp_path}/tiny.py:fast",
+                  "--config.seed=3", "--config.mean=(0.5,0.5,0.5)"])
+    assert "a run at epoch 0" in capsys.readouterr().out
+    config = convert.read_config(new)
+    assert (config.seed, config.optimizer.momentum, tuple(config.mean)) == (3, 0.9, (0.5,) * 3)
+    assert config_lib.to_dict(config) == json.loads((tmp_path / "new/config.json").read_text())
+
+
+def test_every_configuration_survives_config_json(tmp_path):
+    config = tiny.tiny_config(schedule__name="multistep", schedule__milestones=(1, 2))
+    (tmp_path / "config.json").write_text(json.dumps(config_lib.to_dict(config)))
+    assert convert.read_config(tmp_path) == config
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--from=w.pth"], "the following arguments are required: --to"),
+    (["--from={run}", "--to=w.pth", "--which=bst"], "unknown choice of weights 'bst' .did you mean"),
+    (["--from={run}", "--to=w.pth", "--config=x.py"], "belong to --from=FILE"),
+    (["--from={run}", "--to=w.ckpt"], "expected a name that ends in"),
+    (["--from={tmp}/nothing", "--to=w.pth"], "is not a run folder"),
+    (["--from=w.pth", "--to={tmp}/new"], "--config is missing"),
+    (["--from=w.pth", "--to={tmp}/new", "--config=nothing.py"], "unknown configuration file"),
+    (["--from=w.pth", "--to={tmp}/new", "--config={tmp}/tiny.py"], "no file w.pth"),
+    (["--from=w.pth", "--to={run}", "--config={tmp}/tiny.py"], "holds checkpoints already"),
+    (["--from=w.pth", "--to={tmp}/new", "--config={tmp}/tiny.py", "--config.sed=1"],
+     "no such config field"),
+    (["--from=w.pth", "--to={tmp}/new", "--config={tmp}/tiny.py", "--sed=1"], "unexpected argument"),
+    (["--from={tmp}/old", "--to={tmp}/w.pth"], "is not a configuration of this version"),
+    (["--from={tmp}/empty", "--to={tmp}/w.pth"], "holds no checkpoint yet"),
+])
+def test_mistakes_are_one_line(arguments, message, run, tmp_path):
+    workdir, config, _, _ = run
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    for name, fields in (("old", {"sead": 1}), ("empty", {})):
+        (tmp_path / name).mkdir()
+        text = json.dumps(config_lib.to_dict(config) | fields)
+        (tmp_path / name / "config.json").write_text(text)
+    arguments = [word.format(run=workdir, tmp=tmp_path) for word in arguments]
+    with pytest.raises(UserError, match=message) as raised:
+        convert.main(["convert", *arguments])
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "new").exists()
