@@ -11,8 +11,8 @@ mlp_s about 40, 42.42; mlp_l about 10 (does not train); vit about 51, 54.08: one
 in the code (vit/depth6: six, as in the text). The CNN's grid is cnn/bBATCH_lrRATE_lL2_dDROPOUT_
 and none, basic or basic_erasing. cnn, the default, is its best cell, b128_lr0.001_l0_d0.5_basic:
 about 71, 72.52; with random erasing too about 65; without augmentation (cnn_plain) about 67, and
-about 63 without dropout either. basic is flip, ColorJitter of zero strength and rotation by up to 10
-degrees. The published code augments the validation images too; ours does not.
+about 63 without dropout either. basic is flip, ColorJitter of zero strength and rotation by up to
+10 degrees. The published code augments the validation images too; ours does not.
 """
 
 import itertools

@@ -161,7 +161,8 @@ def _saved_state(workdir, template, rule, which):
         raise UserError(f"the best epoch, {best}, is not among the checkpoints in {folder}: "
                         "use --which=last")
     except ValueError as error:
-        raise UserError(f"a checkpoint in {folder} is damaged ({error}): use --which=last") from error
+        raise UserError(f"a checkpoint in {folder} is damaged ({error}): use "
+                        "--which=last") from error
     finally:
         checkpoints.close()
 
@@ -231,7 +232,9 @@ def _config(path, overrides):
     try:
         values(argv)
     except AttributeError as error:
-        raise UserError(f"there is no such config field: {str(error).splitlines()[0]}") from error
+        field = re.findall(r"\w+", str(error))[0]
+        raise UserError(f"there is no config field '{field}'; jaxcifar/config.py lists them, and "
+                        "the configuration file its model's options") from error
     except flags.Error as error:
         raise UserError(str(error).splitlines()[0]) from error
     return values["config"].value

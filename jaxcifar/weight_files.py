@@ -19,7 +19,7 @@ from jaxcifar.errors import UserError
 SUFFIXES = (".pt", ".pth", ".safetensors")
 
 _DTYPES = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",  # bfloat16: the upper half of a float32
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",  # the upper half of an F32
     "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
 }

@@ -15,7 +15,8 @@ FLOORS = {
     "task": 2, "state": 2, "steps": 2, "epoch": 2,
     "data": 3, "splits": 3, "parallel": 3, "checkpoint": 3, "torch_weights": 3, "logs": 3,
     "run_folder": 3, "environment": 3, "event_files": 3, "host": 3, "programs": 3, "run": 3,
-    "train": 4, "main": 4, "report": 4,
+    "weight_files": 3,
+    "train": 4, "main": 4, "report": 4, "convert": 4,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -53,7 +54,7 @@ def test_a_module_imports_only_from_its_floor_or_below(path):
     ("orbax", {"checkpoint"}),
     ("time", {"logs", "data"}),  # data: waits between the attempts of a download
     ("tensorflow", {"data"}),  # only to read a folder that was prepared as tfrecord
-    ("torch", {"torch_weights"}),
+    ("torch", {"weight_files"}),
     ("tensorflow_datasets", {"data"}),
 ])
 def test_some_packages_have_one_owner(package, owners):

@@ -41,7 +41,7 @@ def safetensors(entries, data, tail=b""):
 
 
 def test_a_safetensors_file_as_the_format_describes_it(tmp_path):
-    """The bytes are written here by hand: header length, header, data; bfloat16 and an odd offset."""
+    """Bytes written by hand: header length, header, data; bfloat16 and an odd offset."""
     path = tmp_path / "w.safetensors"
     bits = torch.tensor([1.5, -3e38, 1e-40]).bfloat16()
     entries = {"__metadata__": {"format": "pt"},
@@ -105,7 +105,7 @@ def test_safetensors_needs_no_torch(tmp_path, monkeypatch):
     weight_files.save_file(tmp_path / "w.safetensors", ARRAYS)
     assert_same(weight_files.load_file(tmp_path / "w.safetensors"), ARRAYS)
     (tmp_path / "w.pth").write_bytes(b"")
-    with pytest.raises(UserError, match="without PyTorch: pip install torch, or use a .safetensors"):
+    with pytest.raises(UserError, match="without PyTorch: pip install torch, or use a .safe"):
         weight_files.load_file(tmp_path / "w.pth")
     with pytest.raises(UserError, match="cannot write a .pt or .pth file without PyTorch"):
         weight_files.save_file(tmp_path / "v.pt", ARRAYS)

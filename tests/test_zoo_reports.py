@@ -1,4 +1,4 @@
-"""The reports' own networks and the ImageNet ones against torch: sizes, logits, gradients, names."""
+"""The reports' own networks and the ImageNet ones against torch: sizes, logits, gradients."""
 
 import contextlib
 import functools

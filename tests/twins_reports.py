@@ -1,4 +1,4 @@
-"""PyTorch twins of the reports' own networks, written from what the reports and their code define."""
+"""PyTorch twins of the reports' own networks, written from the reports and their code."""
 
 import torch
 import torch.nn.functional as F

@@ -140,7 +140,8 @@ class ResNet(nn.Module):
 
 
 class ResNeXt(nn.Module):
-    def __init__(self, cardinality, bottleneck_width, blocks=(3, 3, 3), num_classes=10, stem_width=64):
+    def __init__(self, cardinality, bottleneck_width, blocks=(3, 3, 3), num_classes=10,
+                 stem_width=64):
         super().__init__()
         self.conv1, self.bn1 = conv(3, stem_width, 1), nn.BatchNorm2d(stem_width)
         width, self.stages = stem_width, len(blocks)

@@ -31,7 +31,7 @@ SMALL = (  # kernel, expanded channels, channels, squeeze-excitation, activation
 
 
 class InvertedResidual(nn.Module):
-    """Expand, depthwise convolution, squeeze-excitation, project: torchvision's InvertedResidual."""
+    """torchvision's InvertedResidual: expand, depthwise, squeeze-excitation, project."""
 
     kernel_size: int
     expanded: int

@@ -74,7 +74,8 @@ class PreActResNet(nn.Module):
 
     channels, blocks: width and number of blocks of each stage; the first block of every stage but
     the first has stride 2. bottleneck: PreActBottleneck, four times as wide at its end, in place
-    of PreActBlock. stem_width: of the first convolution. Defaults: PreAct-ResNet-18 (11,171,146 parameters).
+    of PreActBlock. stem_width: of the first convolution. Defaults: PreAct-ResNet-18 (11,171,146
+    parameters).
     """
 
     num_classes: int = 10
@@ -98,8 +99,8 @@ class PreActResNet(nn.Module):
 class SENet(nn.Module):
     """PreActResNet of PreActBlocks with squeeze-and-excitation; the stem is normalised too.
 
-    channels, blocks, stem_width: as in PreActResNet; reduction: channels per channel of the squeeze-and-
-    excitation's hidden layer. Defaults: SENet-18 (11,260,354 parameters).
+    channels, blocks, stem_width: as in PreActResNet; reduction: channels per channel of the
+    squeeze-and-excitation's hidden layer. Defaults: SENet-18 (11,260,354 parameters).
     """
 
     num_classes: int = 10

@@ -34,7 +34,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class SEBottleneck(nn.Module):
-    """1x1, 3x3 (with the stride) and 1x1 convolutions of one width, squeeze-excitation, shortcut."""
+    """1x1, 3x3 (with the stride), 1x1 convolutions of one width, squeeze-excitation, shortcut."""
 
     features: int
     stride: int = 1

@@ -14,15 +14,15 @@ class Row:
 
     report: name of the report, and of its file in configs/; "peers": other codebases. table: of the
     report. variant: the configuration that reproduces it, as --config takes it; "" where needs is
-    "peer". metric: train_, val_ or test_accuracy (percent), ..._loss, kaggle_accuracy (of the 10,000
-    test images), params, minutes, seconds_per_epoch, seconds, pflops. epoch: after which it was
-    measured, from 1; None where `measured` or the report decides. value: the number, the lower end
-    of a range. upper: the upper end of a range, else None. approximate: printed as "about", as a
-    range or rounded to millions. measured: last, best_val_loss, best_val_accuracy or
-    best_test_accuracy as config.selection, else counted, clock or stated (by the authors, without
-    more). source: report, log (the authors') or recount (of the network that is built here, where
-    the report's count is rounded or fits nothing). needs: what the package still lacks to reproduce
-    it, "finetune" or "peer", else "". note: what a reader should know.
+    "peer". metric: train_loss, train_accuracy (percent), test_loss, test_accuracy, val_accuracy,
+    kaggle_accuracy (of the 10,000 test images), params, minutes, seconds_per_epoch, seconds or
+    pflops. epoch: after which it was measured, from 1; None where `measured` or the report decides.
+    value: the number, or the lower end of a range. upper: its upper end, else None. approximate:
+    printed as "about", as a range or rounded to millions. measured: last, best_val_loss,
+    best_val_accuracy or best_test_accuracy as config.selection, else counted, clock or stated (by
+    the authors, without more). source: report, log (the authors') or recount (of the network that
+    is built here, where the report's count is rounded or fits nothing). needs: what the package
+    still lacks to reproduce it, "finetune" or "peer", else "". note: what a reader should know.
     """
 
     report: str
