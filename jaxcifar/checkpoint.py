@@ -33,19 +33,25 @@ class KeepLatestAndBest:
 class Checkpoints:
     """The checkpoints/ folder of a run. Only the primary process has one; states are numpy trees."""
 
-    def __init__(self, workdir):
-        """Open (and create) the folder; remove what an interrupted write left."""
+    def __init__(self, workdir, *, read_only=False):
+        """Open the folder (and create it); remove what an interrupted write left.
+
+        read_only: change nothing, since the run may be going on. Raises UserError when the folder
+        cannot be written.
+        """
+        self._read_only = read_only
         self._folder = pathlib.Path(workdir).resolve() / "checkpoints"
         self._policy = KeepLatestAndBest()
         single = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(), active_processes={jax.process_index()},
             barrier_sync_key_prefix="jaxcifar")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            if not read_only:
+                self._folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 self._folder, options=ocp.CheckpointManagerOptions(
-                    create=False, preservation_policy=self._policy,
-                    cleanup_tmp_directories=True, multiprocessing_options=single))
+                    create=False, read_only=read_only, preservation_policy=self._policy,
+                    cleanup_tmp_directories=not read_only, multiprocessing_options=single))
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {self._folder}: "
                             f"{error.strerror or error}; choose another --workdir") from error
@@ -113,11 +119,11 @@ class Checkpoints:
         self._manager.close()
 
     def _set_aside(self, steps):
-        for step in steps:
+        for step in [] if self._read_only else steps:
             target = self._folder.parent / f"damaged_checkpoint_{step}"
             shutil.rmtree(target, ignore_errors=True)
             (self._folder / str(step)).rename(target)
-        if steps:
+        if steps and not self._read_only:
             self._manager.reload()
 
 

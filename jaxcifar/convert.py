@@ -44,7 +44,7 @@ def export_run(workdir, path, *, which="best", raw=False):
     weight_files.check_target(path)
     config = read_config(workdir)
     task = _task(config)
-    state = _saved_state(workdir, _template(task), selection.kept_rule(config), which)
+    state = _saved_state(workdir, task, which)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     if not raw:
         variables = state.variables()
@@ -141,20 +141,21 @@ def _model(config):
     return options.pop("name"), options
 
 
-def _saved_state(workdir, template, rule, which):
-    """Return the newest state, or that of the best epoch by `rule`."""
+def _saved_state(workdir, task, which):
+    """Return the newest state, or that of the epoch that the run keeps as its best."""
+    template, rule = _template(task), selection.kept_rule(task.config)
     folder = pathlib.Path(workdir) / "checkpoints"
     if not any(folder.glob("*")):
         raise UserError(f"{workdir} holds no checkpoint yet: wait until its first epoch is saved")
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
     try:
         state = checkpoints.restore_latest(template)
         if state is None:
             raise UserError(f"{folder} holds no finished checkpoint")
         best = selection.best_epoch(state.history, rule) if rule and which == "best" else None
-        if best in (None, int(state.epoch)):
+        if best is None:
             return state
-        for step in checkpoints.steps():  # few: the newest two and the best
+        for step in checkpoints.steps():  # ascending: the epoch's end comes before later steps
             kept = checkpoints.restore(step, template)
             if int(kept.epoch) == best:
                 return kept
