@@ -1,0 +1,105 @@
+"""The page of models: name, paper, parameters, multiply-adds, published accuracy."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxcifar import models
+from jaxcifar.report import published
+
+# Beginning of the registry name -> paper. The longest beginning that fits counts.
+PAPERS = {
+    "cifar100_": "CIFAR-100 report (course network)",
+    "cnn3": "architectures report, experiment 2",
+    "densenet": "Huang et al. 2017, Densely Connected Convolutional Networks",
+    "dla": "Yu et al. 2018, Deep Layer Aggregation",
+    "dpn": "Chen et al. 2017, Dual Path Networks",
+    "efficientnet_b0": "Tan & Le 2019, EfficientNet",
+    "efficientnet_v2_s": "Tan & Le 2021, EfficientNetV2 (torchvision's)",
+    "googlenet": "Szegedy et al. 2015, Going Deeper with Convolutions",
+    "imagenet_resnet18": "He et al. 2016, Deep Residual Learning (torchvision's stem)",
+    "lenet": "LeCun et al. 1998, Gradient-Based Learning",
+    "mlp_": "architectures report, experiment 1",
+    "mobilenet": "Howard et al. 2017, MobileNets",
+    "mobilenet_v3_small": "Howard et al. 2019, Searching for MobileNetV3 (torchvision's)",
+    "mobilenetv2": "Sandler et al. 2018, MobileNetV2",
+    "pnasnet": "Liu et al. 2018, Progressive Neural Architecture Search",
+    "preact_resnet": "He et al. 2016, Identity Mappings",
+    "regnet": "Radosavovic et al. 2020, Designing Network Design Spaces",
+    "resnet": "He et al. 2016, Deep Residual Learning",
+    "resnet5m": "ResNet-5M report (modified ResNet-18)",
+    "resnext": "Xie et al. 2017, Aggregated Residual Transformations",
+    "se_dla": "SE-ResNet report (SE bottlenecks in DLA trees)",
+    "senet": "Hu et al. 2018, Squeeze-and-Excitation Networks",
+    "shufflenet": "Zhang et al. 2018, ShuffleNet",
+    "shufflenetv2": "Ma et al. 2018, ShuffleNet V2",
+    "simpledla": "Yu et al. 2018, Deep Layer Aggregation (simplified)",
+    "vgg": "Simonyan & Zisserman 2015, Very Deep Convolutional Networks",
+    "vit": "Dosovitskiy et al. 2021, An Image is Worth 16x16 Words",
+    "wide_resnet": "Zagoruyko & Komodakis 2016, Wide Residual Networks",
+}
+
+
+def multiply_adds(function, *args):
+    """Return the multiply-adds of a function's convolutions and matrix products, an int.
+
+    function, args: as for jax.make_jaxpr; nothing is computed. Elementwise work is not counted.
+    """
+    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def describe(name):
+    """Return a model's row at 32x32 and 10 classes: dict of name, paper, params, multiply_adds."""
+    model = models.create(name)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(
+        lambda x: model.init({"params": jax.random.key(0)}, x, train=False), image)
+    return {"name": name, "paper": PAPERS[max((p for p in PAPERS if name.startswith(p)), key=len)],
+            "params": models.count_params(variables["params"]),
+            "multiply_adds": multiply_adds(
+                lambda v, x: model.apply(v, x, train=False), variables, image)}
+
+
+def page():
+    """Return docs/models.md: every registered model, and what is published about its accuracy."""
+    lines = [
+        "# Models", "",
+        "Made by `python scripts/models_page.py`. Parameters and multiply-adds (of convolutions and",
+        "matrix products) are those of `jaxcifar.models.create(name)` at 32x32 and 10 classes.",
+        "Published: test accuracy on CIFAR-10 in percent after 200 epochs, from the README of",
+        "kuangliu/pytorch-cifar. None of these has been trained to the end here yet, and training",
+        "speed has not been measured yet.", "",
+        "| name | paper | parameters | multiply-adds | published |",
+        "| --- | --- | ---: | ---: | ---: |"]
+    return "\n".join([*lines, *(line(name) for name in models.names())]) + "\n"
+
+
+def line(name):
+    """Return a model's line of the table."""
+    row = describe(name)
+    accuracy = [r.value for r in published.rows("peers", metric="test_accuracy")
+                if r.note == f"kuangliu/pytorch-cifar {name}"]
+    return (f"| `{name}` | {row['paper']} | {row['params']:,} | "
+            f"{row['multiply_adds'] / 1e6:,.1f} M | {accuracy[0] if accuracy else ''} |")
+
+
+def _count(jaxpr):
+    return sum(_count_equation(equation) for equation in jaxpr.eqns)
+
+
+def _count_equation(equation):
+    name = equation.primitive.name
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape  # rows, columns, channels per group, features
+        return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel[:-1])
+    if name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        left = equation.invars[0].aval.shape
+        return math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+    inner = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
+    return sum(_count(getattr(value, "jaxpr", value)) for value in inner if _is_jaxpr(value))
+
+
+def _is_jaxpr(value):
+    return hasattr(value, "eqns")
