@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxcifar import run_folder
 from jaxcifar.errors import UserError
 
 _KEPT = 2
@@ -72,9 +73,10 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         tree = _leaves(state)
-        self._manager.save(step, args=ocp.args.Composite(
-            state=ocp.args.StandardSave(tree),
-            digest=ocp.args.JsonSave({"crc32": _digest(tree)})))
+        with run_folder.writing(self._folder):
+            self._manager.save(step, args=ocp.args.Composite(
+                state=ocp.args.StandardSave(tree),
+                digest=ocp.args.JsonSave({"crc32": _digest(tree)})))
 
     def restore_latest(self, template):
         """Return the newest readable state in the form of `template`, or None when there is none.
@@ -110,12 +112,13 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
     def wait(self):
-        """Return when everything is on the disk."""
-        self._manager.wait_until_finished()
+        """Return when everything is on the disk; UserError when it cannot be written."""
+        with run_folder.writing(self._folder):
+            self._manager.wait_until_finished()
 
     def close(self):
-        """Finish writing and close."""
-        self._manager.wait_until_finished()
+        """Finish writing and close; UserError when it cannot be written."""
+        self.wait()
         self._manager.close()
 
     def _set_aside(self, steps):

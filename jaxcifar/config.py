@@ -22,6 +22,7 @@ RUNTIME_FIELDS = (
     "num_devices",
     "parallel",
     "progress",
+    "reference_curve",
     "save_every_epochs",
     "steps_per_call",
     "tensorboard",
@@ -123,7 +124,9 @@ def default():
     c.num_devices = 0  # 0: all of them
     c.parallel = "auto"  # auto: jit on one device, pmap on several; or shard_map
     c.bn_sync = "global"  # BatchNorm statistics over the whole batch, or per "replica" (torch DDP)
-    c.steps_per_call = "auto"  # steps in one compiled call: a number, or "epoch"
+    # Steps in one compiled call: "auto", "epoch" or a number ("16"). On CPU, "epoch" is a rolled loop,
+    # in which XLA runs convolutions 25-55 times slower.
+    c.steps_per_call = "auto"
     c.deterministic = False  # bit-equal runs on GPU too (slower there; CPU always is)
     c.eval_batch_size = 1000  # over all devices
 
@@ -163,8 +166,14 @@ def validate(config):
     for field in ("epochs", "batch_size", "eval_batch_size", "accumulate_steps",
                   "save_every_epochs"):
         _require(config[field] >= 1, field, config[field], "at least 1")
-    for field in ("val_size", "num_devices", "max_params", "max_grad_norm", "max_grad_value"):
+    for field in ("seed", "split_seed", "val_size", "num_devices", "max_params", "max_grad_norm",
+                  "max_grad_value"):
         _require(config[field] >= 0, field, config[field], "0 or more")
+    for field in ("seed", "split_seed"):
+        _require(config[field] < 2**32, field, config[field], "below 2**32")
+    for field in ("mean", "std"):
+        _require(len(config[field]) == 3, field, config[field], "three numbers, one per channel")
+    _require(all(value > 0 for value in config.std), "std", config.std, "above 0")
     for field in ("ema_decay", "label_smoothing"):
         _require(0 <= config[field] < 1, field, config[field], "in [0, 1)")
     rate, decay = config.optimizer.learning_rate, config.optimizer.weight_decay
@@ -194,15 +203,22 @@ def flatten(tree, prefix=""):
 
 def config_hash(config):
     """Return 12 hexadecimal digits that differ when a field that can change a result differs."""
-    fields = {k: v for k, v in flatten(to_dict(config)).items() if k not in RUNTIME_FIELDS}
+    fields = flatten(to_dict(config))
+    fields = {k: v for k, v in fields.items() if k not in _without_effect(fields)}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(ours, theirs):
     """Return one line per result-changing field that differs between two `flatten`ed dicts."""
-    paths = sorted((set(ours) | set(theirs)) - set(RUNTIME_FIELDS))
+    paths = sorted((set(ours) | set(theirs)) - set(_without_effect(ours)))
     return [f"config.{p}: {theirs.get(p, 'absent')!r} there, {ours.get(p, 'absent')!r} here"
             for p in paths if ours.get(p) != theirs.get(p)]
+
+
+def _without_effect(fields):
+    """Return RUNTIME_FIELDS, less the number of devices where each has BatchNorm statistics of its own."""
+    replica = fields.get("bn_sync") == "replica"
+    return [name for name in RUNTIME_FIELDS if not (replica and name == "num_devices")]
 
 
 def _check_fields(config, declared, prefix):
@@ -227,11 +243,14 @@ def _check_measured(config):
              f"one of {', '.join(sorted(measured))} with val_size={config.val_size} and "
              f"test_every_epoch={config.test_every_epoch}")
     if config.schedule.name == "plateau":
-        split = config.schedule.monitor.split("_")[0]
-        have = {"val": config.val_size > 0, "test": config.test_every_epoch}
-        _require(have.get(split, False), "schedule.monitor", config.schedule.monitor,
-                 "val_loss, val_accuracy (with val_size > 0) or test_loss, test_accuracy "
-                 "(with test_every_epoch)")
+        have = ("val_loss", "val_accuracy") if config.val_size else ()
+        have += ("test_loss", "test_accuracy") if config.test_every_epoch else ()
+        _require(config.schedule.monitor in have, "schedule.monitor", config.schedule.monitor,
+                 f"what is measured with val_size={config.val_size} and test_every_epoch="
+                 f"{config.test_every_epoch}: {', '.join(have) or 'nothing'}")
+    if config.early_stopping.window:
+        _require(config.val_size > 0, "early_stopping.window", config.early_stopping.window,
+                 "0 (off) without a validation set (val_size = 0)")
 
 
 def _require(condition, field, value, expected):

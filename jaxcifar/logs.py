@@ -37,19 +37,20 @@ _COMPILE_EVENTS = frozenset((  # jax.monitoring's names, the same in JAX 0.10 to
 class RunLog:
     """config.json, metrics.jsonl, result.json and tensorboard/ of a run, and its lines."""
 
-    def __init__(self, workdir, *, primary, resume_epoch, tensorboard, stream=None):
+    def __init__(self, workdir, *, primary, resume_epoch, tensorboard, stream=None, progress=True):
         """Prepare `workdir` for a run.
 
         primary: False in every process but the first: nothing is written or printed.
         resume_epoch: the first epoch that will be trained now; rows of it and of later epochs, left
         by the interrupted start, are dropped. None starts afresh: no row, no result.json is kept.
         tensorboard: write event files. stream: for lines and the bar; sys.stdout if None.
+        progress: show a bar where `stream` is a terminal.
         Raises UserError if `workdir` cannot be written.
         """
         self.workdir = pathlib.Path(workdir)
         self._primary = primary
         self._stream = sys.stdout if stream is None else stream
-        self._terminal = primary and self._stream.isatty()
+        self._terminal = primary and progress and self._stream.isatty()
         self._events = None
         self._epoch_start = None
         self._epoch_seconds = None

@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 the training failed, 2 a mistake in the command, the confi
 the folder, 130 or 143 stopped by SIGINT or SIGTERM with the state saved.
 """
 
-import os
 import pathlib
 import re
 import runpy
@@ -56,7 +55,9 @@ def parse(argv):
             _list_variants(_config_argument(argv).partition(":")[0])
     except (errors.UserError, flags.Error) as error:
         _exit(error, 2)
-    except AttributeError as error:  # a config field that does not exist
+    except AttributeError as error:
+        if not any(word.lstrip("-").startswith("config.") for word in argv):
+            raise  # a mistake in the configuration file's own code
         words = re.findall(r"\w+", str(error).replace("\\n", " "))
         hint = re.search(r'mean "(\w+)"', str(error))
         hint = f" (did you mean '{hint[1]}'?)" if hint else ""
@@ -68,10 +69,6 @@ def parse(argv):
 
 def main(argv):
     """Run `train.fit` and return the exit code."""
-    if _CONFIG.value.get("deterministic"):
-        # Read once, when the backend starts.
-        os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "")
-                                   + " --xla_gpu_deterministic_ops=true").strip()
     from jaxcifar import parallel, train
     try:
         if _COORDINATOR.value:
@@ -94,6 +91,8 @@ def default_workdir(argv):
 
 
 def _check_config_file(argv):
+    if any(word.lstrip("-") in ("help", "h", "helpfull", "helpshort") for word in argv):
+        return
     known = sorted(str(path) for path in pathlib.Path("configs").glob("*.py"))
     value = _config_argument(argv)
     if not value:

@@ -17,7 +17,7 @@ class Programs:
     def __init__(self, task, devices):
         """Prepare the programs; nothing is compiled before the first use."""
         self.task, self.devices = task, devices
-        self._on_cpu = devices.devices[0].platform == "cpu"
+        self._on_cpu = runs_on_cpu(devices)
         self._steps_per_call = steps_per_call(task, self._on_cpu)
         self._order = devices.program(functools.partial(epoch.order, task))
         self._eval = devices.program(
@@ -56,10 +56,10 @@ class Programs:
         return {"sums": jax.tree.map(lambda *leaves: np.stack(leaves), *[p["sums"] for p in parts]),
                 "confusion": np.sum([p["confusion"] for p in parts], axis=0)}
 
-    def compile(self, state, data, held_out):
-        """Compile every program that the first epoch needs."""
+    def compile(self, state, data, held_out, step_in_epoch=0):
+        """Compile every program that the first epoch needs from its step `step_in_epoch` on."""
         permutation = self.permutation(state)
-        step = 0
+        step = step_in_epoch
         while (call := self.steps_at(step))[0]:
             self._train_program(*call).compile(state, data, permutation)
             step += call[0]
@@ -80,6 +80,11 @@ class Programs:
                                   self._on_cpu and self.task.config.steps_per_call != "epoch"),
                 donate=(0,))
         return self._train[key]
+
+
+def runs_on_cpu(devices):
+    """Return whether programs take the CPU's form: loops over steps in Python, not on the device."""
+    return devices.devices[0].platform == "cpu"
 
 
 def steps_per_call(task, on_cpu):

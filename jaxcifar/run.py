@@ -17,7 +17,8 @@ class Run:
     """The folder of a run.
 
     log: logs.RunLog. state: TrainState of numpy arrays to start from, new or restored. resumed:
-    whether it was restored. workdir: Path. Only the first process reads and writes; the others get what it read.
+    whether it was restored. workdir: Path. Only the first process reads and writes; the others get
+    what it read.
     """
 
     def __init__(self, task, workdir, stream=None):
@@ -33,17 +34,30 @@ class Run:
         self._task = task
         self.workdir = pathlib.Path(workdir)
         self._template = jax.tree.map(np.asarray, create_state(task, task.config.seed))
-        self._checkpoints = Checkpoints(workdir) if parallel.is_primary() else None
-        restored = None
-        if self._checkpoints and self._checkpoints.steps():
-            refuse_other_config(task.config, workdir)
-            restored = self._checkpoints.restore_latest(self._template)
+        self._checkpoints, restored, error = None, None, None
+        if parallel.is_primary():
+            try:
+                restored = self._open()
+            except UserError as caught:  # the others must not wait for this process in vain
+                error = caught
+        if parallel.agree_on(error is not None):
+            raise error or UserError("process 0 could not open the run folder: see what it printed")
         self.resumed = bool(parallel.agree_on(restored is not None))
         self.state = parallel.share(restored or self._template)
         self.log = logs.RunLog(
             workdir, primary=parallel.is_primary(), tensorboard=task.config.tensorboard,
-            resume_epoch=int(self.state.epoch) + 1 if self.resumed else None, stream=stream)
+            resume_epoch=int(self.state.epoch) + 1 if self.resumed else None, stream=stream,
+            progress=task.config.progress)
         self.log.write_config(config_lib.to_dict(task.config))
+
+    def _open(self):
+        """Return the state of the newest checkpoint, or None; nothing of another run is touched."""
+        folder, rows = self.workdir / "checkpoints", self.workdir / "metrics.jsonl"
+        if (any(folder.glob("*")) or (self.workdir / "result.json").exists()
+                or rows.exists() and rows.stat().st_size):
+            refuse_other_config(self._task.config, self.workdir)
+        self._checkpoints = Checkpoints(self.workdir)
+        return self._checkpoints.restore_latest(self._template)
 
     @property
     def last_saved_step(self):
@@ -80,7 +94,13 @@ class Run:
         state = self._template
         if self._checkpoints:
             self._checkpoints.wait()
-            state = self._checkpoints.restore(self._step_of(epoch), self._template)
+            try:
+                state = self._checkpoints.restore(self._step_of(epoch), self._template)
+            except Exception as error:  # whatever a damaged file makes orbax raise
+                raise UserError(
+                    f"the checkpoint of the selected epoch {epoch} (step {self._step_of(epoch)}) in "
+                    f"{self.workdir} cannot be read: put back an intact copy, or train it again in "
+                    "another --workdir") from error
         return parallel.share(state)
 
     def close(self):
@@ -103,8 +123,8 @@ def refuse_other_config(config, workdir):
     try:
         there = config_lib.flatten(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}), but the folder holds checkpoints: "
-                        "put it back or choose another --workdir") from error
+        raise UserError(f"{path} cannot be read ({error}), but the folder holds a run: put it back "
+                        "or choose another --workdir") from error
     here = config_lib.flatten(config_lib.to_dict(config))
     lines = config_lib.differences(here, there)
     if lines:

@@ -131,8 +131,12 @@ def _chosen(config, field, names, general):
 
 
 def _check_params(config, model):
-    shapes = jax.eval_shape(lambda: model.init(
-        {"params": jax.random.key(0)}, jnp.zeros((1, 32, 32, 3), model.dtype), train=False))
+    try:
+        shapes = jax.eval_shape(lambda: model.init(
+            {"params": jax.random.key(0)}, jnp.zeros((1, 32, 32, 3), model.dtype), train=False))
+    except (ValueError, TypeError) as error:  # options that make no network
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model '{config.model.name}' cannot be built: {reason}") from error
     count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes["params"]))
     if config.max_params and count > config.max_params:
         raise UserError(f"model '{config.model.name}' has {count:,} parameters, more than "

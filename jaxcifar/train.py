@@ -13,6 +13,7 @@ from jaxcifar import environment, host, logs, models, parallel, selection, split
 from jaxcifar.errors import UserError
 from jaxcifar.metrics import finalize
 from jaxcifar.programs import Programs
+from jaxcifar.report import published
 from jaxcifar.report import run as run_report
 from jaxcifar.run import Run
 from jaxcifar.state import NO_STEP, empty_sums
@@ -68,7 +69,8 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None):
     train_data, held_out = devices.replicate((arrays.train, arrays.held_out))
     live = devices.replicate(state.on_device())
     with watch.section("compile"):
-        programs.compile(live, train_data, held_out)
+        programs.compile(live, train_data, held_out,
+                         int(state.step) - int(state.epoch) * task.steps_per_epoch)
     run.log.print(f"compiled in {watch.sections['compile']:.1f} s")
 
     epoch = int(state.epoch)
@@ -79,7 +81,7 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None):
                               epochs=config.epochs, batch_size=config.batch_size) as bar:
             live, signum = train_epoch(run, programs, live, train_data, first_step, bar, stop)
         if signum:
-            run.save(devices.fetch(live).with_host(state))
+            save(run, programs, live, state)
             run.close()
             raise Interrupted(signum)
         epoch += 1
@@ -90,22 +92,49 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None):
         live, state = finish_epoch(programs, live, state, epoch, row)
         run.report(row, state.history)
         if run.is_due(state.history, epoch):
-            run.save(devices.fetch(live).with_host(state))
+            save(run, programs, live, state)
 
-    state = devices.fetch(live).with_host(state)
-    run.save(state)
+    state = save(run, programs, live, state)
     result = measure_result(run, programs, live, state, held_out, arrays, watch)
     run.close()
     return Summary(run.workdir, state, result)
 
 
+def save(run, programs, live, state):
+    """Save the state, unless its parameters are not finite.
+
+    Returns:
+      TrainState of numpy arrays. Raises NonFiniteLoss: the last update went wrong (its loss came
+      before it), and what was saved so far stays as it is.
+    """
+    state = programs.devices.fetch(live).with_host(state)
+    leaves = jax.tree.leaves((state.params, state.batch_stats))
+    if not all(np.isfinite(leaf).all() for leaf in leaves):
+        raise non_finite(run, f"the parameters are not finite after step {int(state.step)}")
+    run.save(state)
+    return state
+
+
+def non_finite(run, what):
+    """Close the run; return the NonFiniteLoss that says `what` went wrong and what to do."""
+    last = run.last_saved_step or 0
+    run.close()
+    return NonFiniteLoss(f"{what} (the last good checkpoint is of step {last}): lower "
+                         "config.optimizer.learning_rate, or set config.max_grad_norm")
+
+
 def configure_jax(config):
-    """Set what JAX reads from its own configuration: precision, host memory, compilation cache."""
+    """Set what JAX reads before it starts: determinism, precision, host memory, compilation cache."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if config.deterministic and "xla_gpu_deterministic_ops" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     host.configure()
     jax.config.update("jax_default_matmul_precision",
                       None if config.precision == "default" else config.precision)
     folder = config.compilation_cache
-    if folder == "auto":
+    if folder == "auto" and os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        folder = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    elif folder == "auto":
         base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         folder = str(pathlib.Path(base) / "jaxcifar" / "xla")
     jax.config.update("jax_compilation_cache_dir", folder or None)
@@ -113,7 +142,12 @@ def configure_jax(config):
 
 
 def introduce(run, programs, arrays):
-    """Print the parameter table and the header, and draw a grid of augmented training images."""
+    """Print the parameter table and the header, and draw a grid of augmented training images.
+
+    Raises UserError when config.reference_curve names no published curve.
+    """
+    if programs.task.config.reference_curve:
+        published.reported_curve(programs.task.config.reference_curve)
     run.log.parameter_table({"params": run.state.params})
     run.log.header(run_report.header(run, programs, arrays))
     if parallel.is_primary():
@@ -135,11 +169,7 @@ def train_epoch(run, programs, live, train_data, step_in_epoch, bar, stop):
         step_in_epoch += num_steps
         bad_step = int(devices.fetch(live.sums["bad_step"]))  # waits for the device
         if bad_step != NO_STEP:
-            run.close()
-            raise NonFiniteLoss(
-                f"the loss is not finite at step {bad_step} of the run (the last good checkpoint is "
-                f"of step {run.last_saved_step or 0}): lower config.optimizer.learning_rate, or set "
-                "config.max_grad_norm")
+            raise non_finite(run, f"the loss is not finite at step {bad_step} of the run")
         bar.update(num_steps, lambda: _bar_metrics(devices.fetch(live.sums)))
     return live, parallel.agree_on(stop())
 
@@ -153,7 +183,7 @@ def train_row(programs, live, epoch, first_step, lap):
     """Return the training part of an epoch's row; the learning rate is that of its first step."""
     task, devices = programs.task, programs.devices
     seen = min(task.steps_per_epoch * task.config.batch_size, task.num_train)
-    images = seen - first_step * task.config.batch_size
+    images = max(seen - first_step * task.config.batch_size, 0)
     hparams, step = devices.fetch((live.hparams, live.step))
     first = live.replace(hparams=hparams, step=step - task.steps_per_epoch)
     return {"epoch": epoch, "step": int(step),
@@ -181,6 +211,19 @@ def finish_epoch(programs, live, state, epoch, row):
     return live, state
 
 
+def uses_test_set(config):
+    """Return whether the test set has a say in which epoch counts, or in the learning rate."""
+    return config.selection.startswith("best_test") or (
+        config.schedule.name == "plateau" and config.schedule.monitor.startswith("test"))
+
+
+def best_on_validation(config, history, rows):
+    """Return the row of the best epoch on validation by the run's rule, or None without validation."""
+    rule = config.selection if config.selection.startswith("best_val") else "best_val_accuracy"
+    epoch = selection.best_epoch(history, rule)
+    return next(({"rule": rule, **row} for row in rows if row["epoch"] == epoch), None)
+
+
 def measure_result(run, programs, live, state, held_out, arrays, watch):
     """Select an epoch by the configured rule, measure it on the test set, write result.json and plots.
 
@@ -200,11 +243,13 @@ def measure_result(run, programs, live, state, held_out, arrays, watch):
         "params": models.count_params(state.params), "seed": config.seed,
         "config_hash": config_lib.config_hash(config),
         "epochs": int(state.epoch), "steps": int(state.step),
+        "devices": {"kind": programs.devices.kind, "count": programs.devices.num_devices},
+        "dtype": config.dtype,
         "selection": {"rule": config.selection, "epoch": chosen_epoch,
-                      "uses_test_set": config.selection.startswith("best_test")},
+                      "uses_test_set": uses_test_set(config)},
         **finalize(chosen["sums"], "test"),
         "last": {**(rows[-1] if rows else {}), **finalize(last["sums"], "test")},
-        "best_on_validation": next((r for r in rows if r["epoch"] == best_epoch), None),
+        "best_on_validation": best_on_validation(config, state.history, rows),
         "seconds": {"compile": watch.sections["compile"], "total": watch.seconds(),
                     "epochs": sum(r["seconds"] for r in rows)},
         **environment.memory(), "environment": environment.environment(),

@@ -67,7 +67,7 @@ def write_plots(workdir, config, rows, confusion, class_names):
 def closing_line(result, workdir):
     """Return the line that a run ends with."""
     chosen = result["selection"]
-    warning = ", which was selected on the test set" if chosen["uses_test_set"] else ""
+    warning = ", where the test set had a say" if chosen["uses_test_set"] else ""
     return (f"test accuracy {result['test_accuracy']:.2f}%, loss {result['test_loss']:.4f} "
             f"(epoch {chosen['epoch']}, rule: {chosen['rule'].replace('_', ' ')}{warning}); "
             f"compile {result['seconds']['compile']:.1f} s, epochs {result['seconds']['epochs']:.1f} s; "
