@@ -39,8 +39,9 @@ def get_config(variant="model1"):
     config = config_lib.default()
     config.dataset, config.val_size = "cifar10", 5000
     config.augment = "rotation(5)|flip|crop(2)|autoaugment" if augment else ""
-    config.model = config_lib.model("resnet5m", channels=channels, blocks=blocks,
-                                    shortcut_kernel=kernel, pool=2 if len(channels) == 5 else 4)
+    config.model = config_lib.model("resnet5m", channels=channels, blocks=blocks, kernel_size=3,
+                                    shortcut_kernel=kernel, stem_width=32,
+                                    pool=2 if len(channels) == 5 else 4)
     config.max_params = 5_000_000
     config.epochs, config.batch_size = epochs, 64
     config.optimizer.name = optimizer

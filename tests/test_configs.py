@@ -133,6 +133,11 @@ def test_configuration_files_stay_short_and_say_how_to_run_them():
     ({"dtype": "float16"}, "there are: float32, bfloat16"),
     ({"val_size": 0, "selection": "best_val_loss"}, "config.selection"),
     ({"steps_per_call": "many"}, "config.steps_per_call"),
+    ({"seed": -1}, "config.seed = -1: must be 0 or more"),
+    ({"mean": (0.5,)}, "config.mean = .*three numbers"),
+    ({"std": (0.2, 0.0, 0.2)}, "config.std = .*above 0"),
+    ({"schedule": {"name": "plateau", "monitor": "val_acc"}}, "config.schedule.monitor = 'val_acc'"),
+    ({"early_stopping": {"window": 4}, "val_size": 0}, "config.early_stopping.window = 4"),
     ({"label_smoothing": 1.0}, r"config.label_smoothing = 1.0: must be in \[0, 1\)"),
 ])
 def test_a_wrong_value_is_named(change, message):

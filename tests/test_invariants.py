@@ -1,13 +1,19 @@
 """The invariants of a run: reproducible, independent of devices and of grouping, resumable."""
 
+import io
+import shutil
+
 import jax
 import numpy as np
 import pytest
 import tiny
 
 from jaxcifar import config as config_lib
-from jaxcifar import train
+from jaxcifar import parallel, programs, train
 from jaxcifar.errors import UserError
+from jaxcifar.run import Run
+from jaxcifar.state import create_state
+from jaxcifar.task import create_task
 
 # Float32 rounding, grown over a few steps of training with BatchNorm.
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}
@@ -46,7 +52,8 @@ def test_another_seed_gives_another_run(single, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("kind", "count"), [
-    ("pmap", 1), ("pmap", 2), ("pmap", 8), ("shard_map", 4), ("shard_map", 8)])
+    ("pmap", 1), ("pmap", 2), ("pmap", 4), ("pmap", 8),
+    ("shard_map", 2), ("shard_map", 4), ("shard_map", 8)])
 def test_the_number_of_devices_changes_nothing(kind, count, single, tmp_path, monkeypatch):
     # The last batch of 4 does not divide by 8: it is padded and masked there.
     config = tiny.tiny_config(parallel=kind, num_devices=count)
@@ -173,3 +180,62 @@ def test_a_run_with_everything_resumes_to_the_same_bits(tmp_path, monkeypatch):
     losses = [row["val_loss"] for row in rows]
     assert chosen == 1 + losses.index(min(losses))
     assert whole.result["test_loss"] == pytest.approx(rows[chosen - 1]["test_loss"])
+
+
+@pytest.mark.parametrize(("kind", "count"), [("jit", 1), ("pmap", 2), ("shard_map", 4)])
+def test_the_accelerators_program_gives_the_same_numbers(kind, count, tmp_path, monkeypatch):
+    # On an accelerator: a scanned epoch, one loop over evaluation, vectorised augmentation, XLA's
+    # own convolution gradients. All of it can run on the CPU as well.
+    fields = EVERYTHING | {"epochs": 2, "dtype": "float32"}
+    _, rows = tiny.fit(tiny.tiny_config(**fields), tmp_path / "cpu", monkeypatch)
+    monkeypatch.setattr(programs, "runs_on_cpu", lambda devices: False)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    config = tiny.tiny_config(parallel=kind, num_devices=count, **fields)
+    _, others = tiny.fit(config, tmp_path / "accelerator", monkeypatch)
+    assert_same_rows(others, rows)
+
+
+def test_a_run_selected_on_the_test_set_says_so(tmp_path, monkeypatch):
+    config = tiny.tiny_config(val_size=0, test_every_epoch=True, selection="best_test_accuracy")
+    summary, rows = tiny.fit(config, tmp_path, monkeypatch)
+    assert summary.result["selection"]["uses_test_set"]
+    assert summary.result["best_on_validation"] is None
+    assert summary.result["test_accuracy"] == max(row["test_accuracy"] for row in rows)
+
+
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    tiny.fit(tiny.tiny_config(), tmp_path, monkeypatch, stop=lambda: 0)
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+
+    class Poisoned:
+        devices = parallel.create(tiny.tiny_config())
+
+    state = create_state(create_task(tiny.tiny_config(), 100, 10), 0)
+    bad = state.replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+    run = Run(create_task(tiny.tiny_config(), 100, 10), tmp_path, io.StringIO())
+    with pytest.raises(train.NonFiniteLoss, match="the last good checkpoint is of step 8"):
+        train.save(run, Poisoned, bad.on_device(), state)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == kept
+
+
+def test_a_damaged_selected_checkpoint_is_one_line(tmp_path, monkeypatch):
+    config = tiny.tiny_config(selection="best_val_loss")
+    summary, _ = tiny.fit(config, tmp_path, monkeypatch)
+    step = summary.result["selection"]["epoch"] * 4
+    for path in (tmp_path / "checkpoints" / str(step)).rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(b"damaged")
+    run = Run(create_task(config, 100, 10), tmp_path, io.StringIO()) if step != 8 else None
+    if run is None:  # the newest: opening falls back to the one before
+        with pytest.warns(UserWarning, match="is damaged"):
+            run = Run(create_task(config, 100, 10), tmp_path, io.StringIO())
+    with pytest.raises(UserError, match="checkpoint of the selected epoch"):
+        run.restore(summary.result["selection"]["epoch"])
+
+
+def test_a_finished_run_without_checkpoints_is_not_overwritten(tmp_path, monkeypatch):
+    tiny.fit(tiny.tiny_config(epochs=1), tmp_path, monkeypatch)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(UserError, match="config.seed: 0 there, 1 here"):
+        tiny.fit(tiny.tiny_config(epochs=1, seed=1), tmp_path, monkeypatch)
+    assert (tmp_path / "result.json").exists()
