@@ -11,7 +11,6 @@ Accuracies are in percent, as in the published reports.
 
 import contextlib
 import dataclasses
-import datetime
 import math
 import pathlib
 import shutil
@@ -19,19 +18,11 @@ import sys
 import textwrap
 import time
 
-import jax
-
 from jaxcifar import event_files, run_folder
-from jaxcifar.environment import environment, memory  # noqa: F401  (offered here, with the rest)
 
 _REFRESH_SECONDS = 0.5  # how often the bar asks the device for a loss, at most
 _TABLE_ROWS = 40
 _LINE_LENGTH = 100
-_COMPILE_EVENTS = frozenset((  # jax.monitoring's names, the same in JAX 0.10 to 0.12
-    "/jax/core/compile/jaxpr_trace_duration",
-    "/jax/core/compile/jaxpr_to_mlir_module_duration",
-    "/jax/core/compile/backend_compile_duration",
-))
 
 
 class RunLog:
@@ -149,7 +140,7 @@ class Progress:
         """Prepare the bar; `stream` None: no bar. epoch_seconds: of the last epoch, or None."""
         self._stream, self._total, self._batch_size = stream, total_steps, batch_size
         self._epoch, self._epochs, self._epoch_seconds = epoch, epochs, epoch_seconds
-        self._bar = self._first = None
+        self._bar = None
         self._steps = 0
 
     def __enter__(self):
@@ -181,12 +172,9 @@ class Progress:
         parts = [template.format(float(values[key])) for key, template in templates.items()
                  if key in values]
         now = self._shown = time.perf_counter()
-        if self._first is None:  # the speed counts from here: the first steps include compilation
-            self._first = (now, self._steps)
-        seconds, steps_timed = now - self._first[0], self._steps - self._first[1]
-        if steps_timed:
-            parts.append(f"{steps_timed * self._batch_size / seconds:,.0f} images/s")
-            parts.append(f"ETA {self._time_left(now, seconds / steps_timed)}")
+        seconds = now - self._start  # programs are compiled before the epoch
+        parts.append(f"{self._steps * self._batch_size / seconds:,.0f} images/s")
+        parts.append(f"ETA {self._time_left(now, seconds / self._steps)}")
         self._bar.set_postfix_str("  ".join(parts), refresh=False)
         self._bar.update(self._steps - self._bar.n)
 
@@ -199,22 +187,16 @@ class Progress:
 
 
 class Stopwatch:
-    """Wall-clock seconds: since the start, since the last lap, and of named sections."""
+    """Wall-clock seconds: since the start, and of named sections."""
 
     def __init__(self):
         """Start the watch."""
-        self._start = self._lap = time.perf_counter()
+        self._start = time.perf_counter()
         self.sections = {}
 
     def seconds(self):
         """Return the seconds since the start, a float."""
         return time.perf_counter() - self._start
-
-    def lap(self):
-        """Return the seconds since the last lap (or the start), a float, and start a new lap."""
-        now = time.perf_counter()
-        seconds, self._lap = now - self._lap, now
-        return seconds
 
     @contextlib.contextmanager
     def section(self, name):
@@ -224,41 +206,6 @@ class Stopwatch:
             yield
         finally:
             self.sections[name] = self.sections.get(name, 0.0) + time.perf_counter() - start
-
-
-class CompileTimer:
-    """Seconds that JAX spends on tracing, lowering and compiling during the `with` block.
-
-    Counted from JAX's own events, so that a compilation hidden in a step's first call is found.
-    Tracings nest (a jitted function in another): the union of the intervals counts.
-    """
-
-    def __enter__(self):
-        self._intervals = []
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-        return self
-
-    def __exit__(self, *_):
-        jax.monitoring.unregister_event_duration_listener(self._listen)
-
-    def seconds(self):
-        """Return the seconds so far, a float."""
-        return sum(end - start for start, end in self._intervals)
-
-    def _listen(self, event, duration, **_):
-        if event not in _COMPILE_EVENTS:
-            return
-        end = time.perf_counter()
-        start = end - duration
-        # An enclosing event is reported after its parts: it takes their place.
-        while self._intervals and self._intervals[-1][1] > start:
-            start = min(start, self._intervals.pop()[0])
-        self._intervals.append((start, end))
-
-
-def now():
-    """Return the date and time in UTC, ISO 8601 to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def parameter_table(variables):

@@ -17,7 +17,6 @@ import numpy as np
 
 from jaxcifar.errors import UserError, unknown
 from jaxcifar.plateau import OPTIONS as PLATEAU_OPTIONS
-from jaxcifar.plateau import Plateau  # noqa: F401  (part of this module's interface)
 
 
 def create(name, **options):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcifar import schedules
+from jaxcifar import plateau, schedules
 from jaxcifar.errors import UserError
 
 STEPS = 7  # per epoch
@@ -252,7 +252,7 @@ def test_plateau_equals_torch_on_random_sequences():
         options = random_options(rng) if case else {}  # the first: torch's defaults
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
         theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **options)
-        ours = schedules.Plateau.create(0.1, **options)
+        ours = plateau.Plateau.create(0.1, **options)
         for metric in random_metrics(rng):
             before = ours.learning_rate
             theirs.step(metric)
@@ -270,7 +270,7 @@ def test_plateau_equals_torch_on_random_sequences():
 def test_plateau_survives_compiled_steps_and_keeps_its_types():
     """Through jit after every epoch, as in TrainState: nothing of the doubles is lost."""
     through = jax.jit(lambda state: state)
-    alone = schedules.Plateau.create(0.1, patience=1, factor=0.7, threshold=0.0)
+    alone = plateau.Plateau.create(0.1, patience=1, factor=0.7, threshold=0.0)
     carried = through(alone)
     metrics = [1.0, 1.0 - 2**-53, 1.0, math.nan, 1.0 - 2**-52, 0.9, 0.9, 0.9, math.inf, 0.95, 0.95]
     for metric in metrics:
@@ -286,8 +286,8 @@ def test_plateau_updates_several_runs_at_once():
     rng = np.random.default_rng(1)
     metrics = rng.normal(1, 0.3, (30, 3))
     rates_ = np.array([0.1, 0.01, 0.5])
-    together = schedules.Plateau.create(rates_, patience=1, cooldown=1, factor=0.5)
-    apart = [schedules.Plateau.create(r, patience=1, cooldown=1, factor=0.5) for r in rates_]
+    together = plateau.Plateau.create(rates_, patience=1, cooldown=1, factor=0.5)
+    apart = [plateau.Plateau.create(r, patience=1, cooldown=1, factor=0.5) for r in rates_]
     for row in metrics:
         together = together.update(row)
         apart = [state.update(m) for state, m in zip(apart, row)]
@@ -306,4 +306,4 @@ def test_plateau_updates_several_runs_at_once():
 )
 def test_bad_plateau_options_are_named(options, message):
     with pytest.raises(UserError, match=message):
-        schedules.Plateau.create(0.1, **options)
+        plateau.Plateau.create(0.1, **options)

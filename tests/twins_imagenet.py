@@ -3,7 +3,6 @@
 Compared with torchvision 0.28 by hand: state_dict keys, their order and shapes, and the logits.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 

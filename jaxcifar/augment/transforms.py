@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxcifar.augment import color, geometry, ops, policies
+from jaxcifar.augment import geometry, ops, policies
 from jaxcifar.augment.geometry import View
 
 
