@@ -89,6 +89,19 @@ class Run:
         if self._checkpoints:
             self._checkpoints.save(state, self._step_of(self.best_epoch(state.history)))
 
+    def measured_before(self, steps):
+        """Return what result.json says of the training's time, memory and place, a dict.
+
+        It is empty where the run has trained since that result, to other `steps`. Starting a
+        finished run again must not replace what its training took by what its evaluation takes.
+        """
+        try:
+            before = json.loads((self.workdir / "result.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        kept = ("seconds", "peak_device_bytes", "peak_host_bytes", "devices", "environment")
+        return {k: before[k] for k in kept if k in before} if before["steps"] == steps else {}
+
     def restore(self, epoch):
         """Return the state after `epoch` (from 1), which must be a kept one."""
         state = self._template

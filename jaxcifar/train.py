@@ -255,6 +255,7 @@ def measure_result(run, programs, live, state, held_out, arrays, watch):
         **environment.memory(), "environment": environment.environment(),
     }
     if parallel.is_primary():
+        result |= run.measured_before(result["steps"])
         run.log.result(result)
         run_report.write_plots(run.workdir, config, rows, chosen["confusion"], arrays.class_names)
         run.log.print(run_report.closing_line(result, run.workdir))

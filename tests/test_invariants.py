@@ -233,6 +233,13 @@ def test_a_damaged_selected_checkpoint_is_one_line(tmp_path, monkeypatch):
         run.restore(summary.result["selection"]["epoch"])
 
 
+def test_starting_a_finished_run_again_keeps_what_its_training_took(tmp_path, monkeypatch):
+    once, rows = tiny.fit(tiny.tiny_config(epochs=1), tmp_path, monkeypatch)
+    again, same = tiny.fit(tiny.tiny_config(epochs=1), tmp_path, monkeypatch)
+    assert same == rows
+    assert again.result == once.result and once.result["seconds"]["total"] > 0
+
+
 def test_a_finished_run_without_checkpoints_is_not_overwritten(tmp_path, monkeypatch):
     tiny.fit(tiny.tiny_config(epochs=1), tmp_path, monkeypatch)
     shutil.rmtree(tmp_path / "checkpoints")
