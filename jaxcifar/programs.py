@@ -63,8 +63,7 @@ class Programs:
         while (call := self.steps_at(step))[0]:
             self._train_program(*call).compile(state, data, permutation)
             step += call[0]
-        if held_out is not None:
-            self._eval.compile(state.variables(), held_out, *self._span(0, 1))
+        self._eval.compile(state.variables(), held_out, *self._span(0, 1))
 
     def _eval_call(self, state, data, first, stop):
         return self._eval(state.variables(), data, *self._span(first, stop))
