@@ -28,6 +28,10 @@ RUNTIME_FIELDS = (
     "tensorboard",
 )
 
+# Fields that came after results were recorded, and the value that means "as before": at that value
+# they enter neither the hash nor a comparison, so that older results and run folders stay valid.
+ADDED_FIELDS = {}
+
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 
@@ -203,16 +207,23 @@ def flatten(tree, prefix=""):
 
 def config_hash(config):
     """Return 12 hexadecimal digits that differ when a field that can change a result differs."""
-    fields = flatten(to_dict(config))
-    fields = {k: v for k, v in fields.items() if k not in _without_effect(fields)}
+    fields = _effective(flatten(to_dict(config)))
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(ours, theirs):
     """Return one line per result-changing field that differs between two `flatten`ed dicts."""
-    paths = sorted((set(ours) | set(theirs)) - set(_without_effect(ours)))
+    here, there = _effective(ours), _effective(theirs)
+    paths = sorted((set(here) | set(there)) - set(_without_effect(ours)))
     return [f"config.{p}: {theirs.get(p, 'absent')!r} there, {ours.get(p, 'absent')!r} here"
-            for p in paths if ours.get(p) != theirs.get(p)]
+            for p in paths if here.get(p) != there.get(p)]
+
+
+def _effective(fields):
+    """Return the fields that can change a result, of `flatten`ed ones."""
+    without = _without_effect(fields)
+    return {path: value for path, value in fields.items()
+            if path not in without and not (path in ADDED_FIELDS and value == ADDED_FIELDS[path])}
 
 
 def _without_effect(fields):

@@ -181,3 +181,18 @@ def test_the_hash_sees_results_not_speed():
     assert config_lib.config_hash(config) == config_lib.config_hash(other)
     other.seed = 1
     assert config_lib.config_hash(config) != config_lib.config_hash(other)
+
+
+def test_a_field_added_later_leaves_older_hashes_and_folders_valid(monkeypatch):
+    before = config_lib.default()
+    after = config_lib.default().unlock()
+    after.new_feature = ""
+    old, new = (config_lib.flatten(config_lib.to_dict(c)) for c in (before, after))
+    assert config_lib.config_hash(after) != config_lib.config_hash(before)
+    monkeypatch.setattr(config_lib, "ADDED_FIELDS", {"new_feature": ""})
+    assert config_lib.config_hash(after) == config_lib.config_hash(before)
+    assert config_lib.differences(new, old) == []
+    after.new_feature = "on"
+    assert config_lib.config_hash(after) != config_lib.config_hash(before)
+    assert config_lib.differences({**new, "new_feature": "on"}, old) == [
+        "config.new_feature: 'absent' there, 'on' here"]
