@@ -45,6 +45,41 @@ def test_values_and_gradients_equal_xlas_own(case):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(b).max()))
 
 
+GROUPED_CASES = [  # height, width, channels, features, groups, kernel, stride, padding
+    (8, 8, 6, 6, 6, (3, 3), (1, 1), ((1, 1), (1, 1))),
+    (7, 9, 6, 6, 6, (3, 3), (2, 2), ((1, 1), (1, 1))),
+    (8, 8, 6, 6, 6, (5, 3), (2, 1), ((2, 2), (0, 1))),
+    (8, 7, 4, 12, 4, (3, 3), (2, 2), ((1, 1), (1, 1))),  # three filters a channel
+    (5, 5, 4, 4, 4, (3, 3), (1, 1), ((4, 3), (3, 4))),
+    (8, 8, 4, 4, 4, (1, 1), (2, 2), ((0, 0), (0, 0))),
+    (8, 8, 96, 48, 24, (3, 3), (1, 1), ((1, 1), (1, 1))),  # three convolutions of eight groups
+    (9, 8, 64, 96, 4, (3, 3), (2, 2), ((1, 1), (1, 1))),
+    (6, 6, 12, 6, 3, (1, 1), (1, 1), ((0, 0), (0, 0))),  # too narrow: one convolution
+    (6, 6, 56, 112, 7, (3, 3), (1, 1), ((1, 1), (1, 1))),  # four groups, then three
+]
+
+
+@pytest.mark.parametrize("case", GROUPED_CASES, ids=str)
+def test_grouped_values_and_gradients_equal_xlas_own(case):
+    height, width, channels, features, groups, kernel, stride, padding = case
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, height, width, channels)).astype(np.float32)
+    w = rng.normal(size=(*kernel, channels // groups, features)).astype(np.float32)
+
+    def value_and_gradients(convolve):
+        y, pullback = jax.vjp(convolve, x, w)
+        return y, *pullback(jax.random.normal(jax.random.key(0), y.shape))
+
+    actual = jax.jit(value_and_gradients, static_argnums=0)(
+        lambda x, w: conv.conv2d(x, w, stride=stride, padding=padding, groups=groups))
+    expected = jax.jit(value_and_gradients, static_argnums=0)(
+        lambda x, w: lax.conv_general_dilated(
+            x, w, stride, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups))
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(b).max()))
+
+
 def test_bfloat16_gradients_have_the_operands_types():
     x, w = jnp.ones((2, 8, 8, 16), jnp.bfloat16), jnp.ones((3, 3, 16, 4), jnp.bfloat16)
     padding = ((1, 1), (1, 1))
@@ -54,13 +89,26 @@ def test_bfloat16_gradients_have_the_operands_types():
     np.testing.assert_array_equal(dw[1, 1], 128)  # 2 * 8 * 8, exact in bfloat16
 
 
-def test_the_backend_chooses_the_form(monkeypatch):
-    def gradient_text(groups=1):
+def test_bfloat16_depthwise_gradients_are_summed_in_float32():
+    x, w = jnp.ones((2, 32, 32, 4), jnp.bfloat16), jnp.ones((3, 3, 1, 4), jnp.bfloat16)
+    y, pullback = jax.vjp(
+        lambda x, w: conv.conv2d(x, w, padding=((1, 1), (1, 1)), groups=4), x, w)
+    dx, dw = pullback(jnp.ones_like(y))
+    assert y.dtype == dx.dtype == dw.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(dw[1, 1], 2048)  # a bfloat16 sum of ones stops at 256
+
+
+@pytest.mark.parametrize("groups", [1, 2, 16])
+def test_the_backend_chooses_the_form(monkeypatch, groups):
+    def gradient_text():
         w = jnp.ones((3, 3, 16 // groups, 16))
         x = jnp.ones((2, 8, 8, 16))
         function = jax.grad(lambda w: jnp.sum(conv.conv2d(x, w, groups=groups) ** 2))
         return str(jax.make_jaxpr(function)(w))
-    assert "dot_general" in gradient_text()
-    assert "dot_general" not in gradient_text(groups=2)
+    own = f"feature_group_count={groups}" if groups > 1 else "rhs_dilation=(1, 1)"
+    on_cpu = gradient_text()
+    assert ("dot_general" in on_cpu) == (groups != 16)
+    assert f"feature_group_count={groups}\n" not in on_cpu or groups == 1
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert "dot_general" not in gradient_text()
+    on_gpu = gradient_text()
+    assert "dot_general" not in on_gpu and own in on_gpu
