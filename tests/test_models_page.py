@@ -43,3 +43,14 @@ def test_the_page_has_the_current_line(name):
 def test_the_page_has_every_model():
     text = PAGE.read_text(encoding="utf-8")
     assert [n for n in models.names() if f"| `{n}` |" not in text] == []
+
+
+def test_multiply_adds_do_not_depend_on_how_a_convolution_is_computed():
+    image = jax.ShapeDtypeStruct((1, 8, 8, 6), jnp.float32)
+    for groups in (6, 2):
+        kernel = jax.ShapeDtypeStruct((3, 3, 6 // groups, 6), jnp.float32)
+
+        def convolve(x, k):
+            return conv.conv2d(x, k, padding=((1, 1), (1, 1)), groups=groups)
+
+        assert models_page.multiply_adds(convolve, image, kernel) == 8 * 8 * 6 * 9 * 6 // groups

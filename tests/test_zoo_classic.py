@@ -25,10 +25,6 @@ from jaxcifar.errors import UserError
 from jaxcifar.models.googlenet import VARIANTS, Inception
 
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
-# The others are these with other numbers: for them, counts, names and shapes.
-FULL_SIZE = ("lenet", "vgg16", "resnet18", "resnet50", "preact_resnet18",
-             "preact_resnet50", "senet18", "resnext29_2x64d", "resnext29_32x4d", "googlenet",
-             "densenet121", "wide_resnet28_10", "wide_resnet16_8")
 
 
 @dataclasses.dataclass
@@ -98,7 +94,7 @@ def make_pair(name, options, twin, images):
     return Pair(name, options, twin, variables)
 
 
-@pytest.fixture(scope="module", params=FULL_SIZE)
+@pytest.fixture(scope="module", params=MODELS)
 def full_size(request, sample_images):
     torch.manual_seed(0)
     return make_pair(request.param, {}, MODELS[request.param][1](), batch(sample_images, 2))

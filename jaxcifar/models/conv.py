@@ -13,6 +13,8 @@ by the backend. XLA's own forms serve accelerators. On CPU:
   groups: more multiplications, in a form that XLA:CPU runs fast.
 """
 
+import contextlib
+import contextvars
 import functools
 
 import jax
@@ -22,6 +24,17 @@ from jax import lax
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 MERGED_WIDTH = 32  # channels, where a group has fewer
+_PLAIN = contextvars.ContextVar("jaxcifar_plain_convolutions", default=False)
+
+
+@contextlib.contextmanager
+def plain_convolutions():
+    """Take XLA's own form of every convolution that is traced within: to count its work, say."""
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
 
 
 def conv2d(x, kernel, *, stride=(1, 1), padding=((0, 0), (0, 0)), groups=1):
@@ -30,7 +43,7 @@ def conv2d(x, kernel, *, stride=(1, 1), padding=((0, 0), (0, 0)), groups=1):
     x: [N, H, W, C]; kernel: [kh, kw, C / groups, features], of x's dtype; stride: (rows, columns);
     padding: ((top, bottom), (left, right)) zeros. Returns [N, H', W', features] of x's dtype.
     """
-    if jax.default_backend() != "cpu":
+    if _PLAIN.get() or jax.default_backend() != "cpu":
         return _plain(x, kernel, stride, padding, groups)
     if groups == 1:
         return _with_shifted_gradient(x, kernel, stride, padding)
