@@ -8,6 +8,7 @@ exist.
 import hashlib
 import json
 import math
+import re
 
 from ml_collections import ConfigDict
 
@@ -16,6 +17,7 @@ from jaxcifar.errors import UserError, unknown
 # Fields that say where and how fast a run goes, never what it computes: a run may be resumed with
 # other values of these (invariants 2 and 4).
 RUNTIME_FIELDS = (
+    "cache_features",
     "data_dir",
     "compilation_cache",
     "eval_batch_size",
@@ -23,6 +25,7 @@ RUNTIME_FIELDS = (
     "parallel",
     "progress",
     "reference_curve",
+    "remat",
     "save_every_epochs",
     "steps_per_call",
     "tensorboard",
@@ -30,16 +33,35 @@ RUNTIME_FIELDS = (
 
 # Fields that came after results were recorded, and the value that means "as before": at that value
 # they enter neither the hash nor a comparison, so that older results and run folders stay valid.
-ADDED_FIELDS = {}
+ADDED_FIELDS = {
+    "eval_transform": "auto",
+    "init_from": "",
+    "trainable": "",
+    "frozen_batch_norm": "batch",
+    "lr_multipliers": "",
+    "epoch_fraction": 1.0,
+}
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# torchvision's ImageNet weights: model: (name of the weights, their own transform, the last layer)
+IMAGENET = {
+    "imagenet_resnet18": (
+        "ResNet18_Weights.IMAGENET1K_V1", "resize(256)|center_crop(224)", "fc"),
+    "efficientnet_v2_s": (
+        "EfficientNet_V2_S_Weights.IMAGENET1K_V1", "resize(384)|center_crop(384)", "classifier.1"),
+    "mobilenet_v3_small": (
+        "MobileNet_V3_Small_Weights.IMAGENET1K_V1", "resize(256)|center_crop(224)", "classifier.3"),
+}
 
 _CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "precision": ("default", "high", "highest"),
     "selection": ("last", "best_val_loss", "best_val_accuracy", "best_test_accuracy"),
     "bn_sync": ("global", "replica"),
+    "frozen_batch_norm": ("batch", "running"),
     "parallel": ("auto", "jit", "pmap", "shard_map"),
 }
 
@@ -61,9 +83,18 @@ def default():
     c.mean = CIFAR_MEAN  # per channel, of pixels in [0, 1]
     c.std = CIFAR_STD
     c.augment = "crop(4)|flip"  # jaxcifar.augment.pipeline lists the operations
+    # Of held-out images: resize and center_crop; "auto": those of config.augment
+    c.eval_transform = "auto"
 
     # Model
     c.model = ConfigDict({"name": "resnet5m"})  # every other entry is an option of that model
+    # Weights to start from: a .pt, .pth or .safetensors file, a run folder, or torchvision's name
+    # such as "ResNet18_Weights.IMAGENET1K_V1"; a classifier of other classes starts anew
+    c.init_from = ""
+    c.trainable = ""  # regular expression over parameter paths, "^fc/": the rest is frozen; "": all
+    c.frozen_batch_norm = "batch"  # in training: statistics of the "batch", or the "running" ones
+    c.cache_features = True  # compute what a frozen backbone gives once, where nothing else changes
+    c.remat = False  # keep no activations inside blocks for the gradient: compute them again
     c.max_params = 0  # refuse a model with more trainable parameters; 0: no limit
     c.dtype = "float32"  # of the computation; parameters and statistics stay float32
     c.precision = "default"  # of float32 matrix products (on GPU "default" is TensorFloat-32)
@@ -72,6 +103,7 @@ def default():
     c.epochs = 100
     c.batch_size = 128  # over all devices
     c.drop_last = False  # drop the last, partial batch of an epoch
+    c.epoch_fraction = 1.0  # an epoch ends after this share of its batches (others every epoch)
     c.optimizer = ConfigDict()
     c.optimizer.name = "sgd"  # sgd, adam or adamw, as in torch.optim
     c.optimizer.learning_rate = 0.1
@@ -84,6 +116,7 @@ def default():
     c.optimizer.decay_exclude = ""  # regular expression over parameter paths: these are not decayed
     c.max_grad_norm = 0.0  # clip the gradient's global norm; 0: off
     c.max_grad_value = 0.0  # clip each gradient entry; 0: off
+    c.lr_multipliers = ""  # shares of the rate by parameter path: "layer1=0.1; layer2=0.3"
     c.accumulate_steps = 1  # batches whose gradients are averaged into one update
     c.label_smoothing = 0.0
     c.ema_decay = 0.0  # exponential moving average of the weights, evaluated in their place; 0: off
@@ -149,6 +182,17 @@ def model(name, **options):
     return ConfigDict({"name": name, **options})
 
 
+def fine_tune(config):
+    """Let a configuration train a new last layer on torchvision's ImageNet weights of its model.
+
+    The images take the transform of these weights; the model is one of IMAGENET.
+    """
+    config.init_from, config.augment, last = IMAGENET[config.model.name]
+    config.mean, config.std = IMAGENET_MEAN, IMAGENET_STD
+    config.trainable = f"^{re.escape(last)}/"
+    config.eval_batch_size = 256
+
+
 def choose(variant, table):
     """Return `table[variant]`; UserError with the nearest name when there is no such variant."""
     if variant not in table:
@@ -178,12 +222,16 @@ def validate(config):
     for field in ("mean", "std"):
         _require(len(config[field]) == 3, field, config[field], "three numbers, one per channel")
     _require(all(value > 0 for value in config.std), "std", config.std, "above 0")
+    _require(0 < config.epoch_fraction <= 1, "epoch_fraction", config.epoch_fraction,
+             "above 0 and at most 1")
     for field in ("ema_decay", "label_smoothing"):
         _require(0 <= config[field] < 1, field, config[field], "in [0, 1)")
     rate, decay = config.optimizer.learning_rate, config.optimizer.weight_decay
     _require(rate >= 0 and math.isfinite(rate), "optimizer.learning_rate", rate, "0 or more")
     _require(decay >= 0 and math.isfinite(decay), "optimizer.weight_decay", decay, "0 or more")
     _check_measured(config)
+    _require(config.trainable or config.frozen_batch_norm == "batch", "frozen_batch_norm",
+             config.frozen_batch_norm, '"batch" where nothing is frozen (config.trainable = "")')
     steps = config.steps_per_call
     _require(steps in ("auto", "epoch") or (str(steps).isdigit() and int(steps) >= 1),
              "steps_per_call", steps, '"auto", "epoch" or a number of steps')
@@ -207,19 +255,19 @@ def flatten(tree, prefix=""):
 
 def config_hash(config):
     """Return 12 hexadecimal digits that differ when a field that can change a result differs."""
-    fields = _effective(flatten(to_dict(config)))
+    fields = effective(flatten(to_dict(config)))
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(ours, theirs):
     """Return one line per result-changing field that differs between two `flatten`ed dicts."""
-    here, there = _effective(ours), _effective(theirs)
+    here, there = effective(ours), effective(theirs)
     paths = sorted((set(here) | set(there)) - set(_without_effect(ours)))
     return [f"config.{p}: {theirs.get(p, 'absent')!r} there, {ours.get(p, 'absent')!r} here"
             for p in paths if here.get(p) != there.get(p)]
 
 
-def _effective(fields):
+def effective(fields):
     """Return the fields that can change a result, of `flatten`ed ones."""
     without = _without_effect(fields)
     return {path: value for path, value in fields.items()

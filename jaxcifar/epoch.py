@@ -1,5 +1,7 @@
 """An epoch on the device: permutation, gather, augmentation and a loop over steps."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -40,6 +42,19 @@ def train_steps(task, num_steps, size, unroll, state, data, permutation, *, axis
             state, _ = body(state, None)
         return state
     return lax.scan(body, state, length=num_steps)[0]
+
+
+def over_seeds(function, seed_axes):
+    """Return `function`, an order, train_steps or eval_steps of one run, for several seeds at once.
+
+    seed_axes: for each argument 0, where its arrays have a leading axis of seeds, or None, where
+    all seeds share it. Every result has that axis.
+    """
+    def of_all(*args, axis_name, num_devices):
+        of_one = functools.partial(function, axis_name=axis_name, num_devices=num_devices)
+        return jax.vmap(of_one, in_axes=seed_axes)(*args)
+
+    return of_all
 
 
 def train_batch(task, size, state, data, permutation, axis_name, num_devices):

@@ -19,6 +19,12 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, with a variant after a colon: configs/resnet5m.py:model2.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Folder of the run; an interrupted one goes on. Default: runs/CONFIG[_VARIANT].")
+_SEEDS = flags.DEFINE_string(
+    "seeds", "", "Run several seeds, such as 0,1,2 or 0-4, in WORKDIR/seedN; WORKDIR/seeds.json "
+    "has their mean and standard deviation. Default WORKDIR: runs/CONFIG[_VARIANT]_seeds.")
+_SEEDS_TOGETHER = flags.DEFINE_enum(
+    "seeds_together", "auto", ("auto", "yes", "no"),
+    "All seeds at once in one compiled program, one after the other, or what is faster.")
 _LIST = flags.DEFINE_bool("list", False, "Print the variants of the configuration file, and exit.")
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of an error.")
 _COORDINATOR = flags.DEFINE_string(
@@ -51,6 +57,8 @@ def parse(argv):
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise errors.UserError(f"unexpected argument {rest[1]!r}: a flag starts with --")
+        if _SEEDS_TOGETHER.present and not _SEEDS.present:
+            raise errors.UserError("--seeds_together needs --seeds, such as --seeds=0-2")
         if _LIST.value:
             _list_variants(_config_argument(argv).partition(":")[0])
     except (errors.UserError, flags.Error) as error:
@@ -68,12 +76,18 @@ def parse(argv):
 
 
 def main(argv):
-    """Run `train.fit` and return the exit code."""
-    from jaxcifar import parallel, train
+    """Run `train.fit`, or `seeds.run` of several seeds, and return the exit code."""
+    from jaxcifar import parallel, seeds, train
     try:
         if _COORDINATOR.value:
             parallel.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        train.fit(_CONFIG.value, _WORKDIR.value or default_workdir(sys.argv), stop=StopOnSignal())
+        workdir = _WORKDIR.value or default_workdir(sys.argv)
+        if _SEEDS.present:
+            workdir = _WORKDIR.value or f"{workdir}_seeds"
+            seeds.run(_CONFIG.value, seeds.parse(_SEEDS.value), workdir,
+                      way=_SEEDS_TOGETHER.value, stop=StopOnSignal())
+        else:
+            train.fit(_CONFIG.value, workdir, stop=StopOnSignal())
     except errors.UserError as error:
         if _TRACEBACK.value:
             raise

@@ -7,13 +7,13 @@ weight decay is an argument of every update. Both may be traced: one program ser
 
 import inspect
 import math
-import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxcifar import partition
 from jaxcifar.errors import UserError, unknown
 
 
@@ -29,6 +29,8 @@ def create(
     max_grad_value=0.0,
     accumulate_steps=1,
     decay_exclude="",
+    trainable="",
+    lr_multipliers="",
 ):
     """Build the optimiser `name`: "sgd", "adam" or "adamw".
 
@@ -36,7 +38,12 @@ def create(
     goes: mean gradient over `accumulate_steps` consecutive calls; clip to `max_grad_norm`
     (torch.nn.utils.clip_grad_norm_), then to +-`max_grad_value` (clip_grad_value_), 0 = off; weight
     decay (coupled L2 for sgd and adam, decoupled for adamw) of every parameter whose path "a/b/c"
-    does not match the regular expression `decay_exclude`; the optimiser's own rule.
+    does not match the regular expression `decay_exclude`; the optimiser's own rule; the factor of the
+    learning rate that `lr_multipliers` gives the path (see `partition.multipliers`), which acts on
+    the weight decay too, as the rate of a torch parameter group does.
+
+    With `trainable`, a regular expression, the optimiser is one of the parameters whose path it
+    matches: gradients and updates are those of `partition.split`, and nothing is kept for the rest.
 
     Where `accumulate_steps` > 1, calls are counted over the whole run: gradients left over at the
     end of an epoch go into the first update of the next one. Calls in between return zeros and
@@ -68,8 +75,10 @@ def create(
     )
     parts = [_clip_by_torch_norm(max_grad_norm)] if max_grad_norm else []
     parts += [optax.clip(max_grad_value)] if max_grad_value else []
-    chain = optax.with_extra_args_support(optax.chain(*parts, *rule))
-    return _accumulate(chain, int(accumulate_steps)) if accumulate_steps > 1 else chain
+    rates = [_scale_by_path(lr_multipliers)] if lr_multipliers else []
+    chain = optax.with_extra_args_support(optax.chain(*parts, *rule, *rates))
+    chain = _accumulate(chain, int(accumulate_steps)) if accumulate_steps > 1 else chain
+    return _of_trained(chain, trainable) if trainable else chain
 
 
 def option_names(name):
@@ -161,14 +170,10 @@ OPTIMIZERS = {"sgd": _sgd, "adam": _adam, "adamw": _adamw}
 
 def _add_weight_decay(exclude):
     """Add weight_decay * p to the updates of the parameters whose path `exclude` does not match."""
-    try:
-        pattern = re.compile(exclude) if exclude else None
-    except re.error as error:
-        raise UserError(f"decay_exclude {exclude!r} is no regular expression: {error}") from None
+    pattern = partition.pattern(exclude, "decay_exclude") if exclude else None
 
     def excluded(path):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return pattern is not None and pattern.search(name) is not None
+        return pattern is not None and pattern.search(partition.path_name(path)) is not None
 
     def init(params):
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -181,6 +186,35 @@ def _add_weight_decay(exclude):
             return u if excluded(path) else u + weight_decay * p
 
         return jax.tree_util.tree_map_with_path(add, updates, params), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _scale_by_path(text):
+    """Multiply the update of each parameter by its path's factor."""
+    pairs = partition.multipliers(text)
+
+    def init(params):
+        partition.factors(params, pairs)
+        return optax.EmptyState()
+
+    def update(updates, state, params=None, **_):
+        del params
+        scales = partition.factors(updates, pairs)
+        return jax.tree.map(lambda u, scale: u * scale, updates, scales), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _of_trained(inner, trainable):
+    """Show `inner` the trained parameters only, of those that it is given."""
+
+    def init(params):
+        return inner.init(partition.split(params, trainable)[0])
+
+    def update(updates, state, params=None, **extra_args):
+        trained = None if params is None else partition.split(params, trainable)[0]
+        return inner.update(updates, state, trained, **extra_args)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -1,28 +1,41 @@
 """The compiled programs of a run: one for the order, one or two for training, one for evaluation."""
 
+import copy
 import functools
+import json
 
 import jax
 import numpy as np
 
+from jaxcifar import config as config_lib
 from jaxcifar import epoch
+
+# Fields that the state carries as values: what is compiled serves any of them.
+_VALUES = ("seed", "optimizer.learning_rate", "optimizer.weight_decay")
 
 
 class Programs:
     """A task's pure functions, compiled for a run's devices and called with the right step counts.
 
-    task: Task. devices: parallel.Parallel.
+    task: Task. devices: parallel.Parallel. over_seeds: every state (and permutation, and what is
+    returned of them) has a leading axis of seeds, which train at once; the data have none.
     """
 
-    def __init__(self, task, devices):
+    def __init__(self, task, devices, *, over_seeds=False):
         """Prepare the programs; nothing is compiled before the first use."""
-        self.task, self.devices = task, devices
+        self.task, self.devices, self._over_seeds = task, devices, over_seeds
         self._on_cpu = runs_on_cpu(devices)
         self._steps_per_call = steps_per_call(task, self._on_cpu)
-        self._order = devices.program(functools.partial(epoch.order, task))
-        self._eval = devices.program(
-            functools.partial(epoch.eval_steps, task, not self._on_cpu))
+        self._order = self._program(functools.partial(epoch.order, task), (0,))
+        self._eval = self._program(functools.partial(epoch.eval_steps, task, not self._on_cpu),
+                                   (0, None, None, None))
         self._train = {}
+
+    def for_seed_of(self, task):
+        """Return these programs under another task, whose configuration differs in _VALUES only."""
+        programs = copy.copy(self)  # what is compiled stays shared
+        programs.task = task
+        return programs
 
     def permutation(self, state):
         """Return the order of the epoch that a device state is in, replicated int32 [num_train]."""
@@ -30,7 +43,7 @@ class Programs:
 
     def steps_at(self, step_in_epoch):
         """Return (number of steps, global batch size) of the next call; (0, 0) at the epoch's end."""
-        full = self.task.num_train // self.task.config.batch_size
+        full = self.task.full_steps
         if step_in_epoch < full:
             return min(self._steps_per_call, full - step_in_epoch), self.task.config.batch_size
         if step_in_epoch < self.task.steps_per_epoch:
@@ -46,14 +59,15 @@ class Programs:
 
         Returns:
           {"sums": for metrics.finalize, "confusion": int32 [num_classes, num_classes]}: numpy
-          arrays; see `epoch.eval_steps`.
+          arrays (first axis: seeds, if over seeds); see `epoch.eval_steps`.
         """
         first, stop = span
         if not self._on_cpu:
             return self.devices.fetch(self._eval_call(state, data, first, stop))
         parts = [self.devices.fetch(self._eval_call(state, data, start, stop))
                  for start in range(first, stop, self.task.config.eval_batch_size)]
-        return {"sums": jax.tree.map(lambda *leaves: np.stack(leaves), *[p["sums"] for p in parts]),
+        sums = jax.tree.map(lambda *leaves: np.stack(leaves, axis=-1), *[p["sums"] for p in parts])
+        return {"sums": sums,
                 "confusion": np.sum([p["confusion"] for p in parts], axis=0)}
 
     def compile(self, state, data, held_out, step_in_epoch=0):
@@ -74,11 +88,41 @@ class Programs:
     def _train_program(self, num_steps, size):
         key = (num_steps, size)
         if key not in self._train:
-            self._train[key] = self.devices.program(
+            self._train[key] = self._program(
                 functools.partial(epoch.train_steps, self.task, num_steps, size,
                                   self._on_cpu and self.task.config.steps_per_call != "epoch"),
-                donate=(0,))
+                (0, None, 0), donate=(0,))
         return self._train[key]
+
+    def _program(self, function, seed_axes, donate=()):
+        if self._over_seeds:
+            function = epoch.over_seeds(function, seed_axes)
+        return self.devices.program(function, donate)
+
+
+class Cache:
+    """The compiled programs of the last few shapes, for runs of one process that share them.
+
+    Configurations that differ in seed, learning rate and weight decay only are of one shape.
+    """
+
+    def __init__(self, shapes):
+        """Keep the programs of `shapes` (int) shapes, those used last."""
+        self._shapes, self._kept = shapes, {}
+
+    def programs(self, task, devices):
+        """Return Programs of a task, compiled already where its shape was seen before."""
+        fields = config_lib.flatten(config_lib.to_dict(task.config))
+        shape = json.dumps([(k, v) for k, v in sorted(fields.items()) if k not in _VALUES])
+        kept = self._kept.pop(shape, None) or Programs(task, devices)
+        self._kept[shape] = kept  # the last one used is the last one in the dict
+        while len(self._kept) > self._shapes:
+            del self._kept[next(iter(self._kept))]
+        return kept.for_seed_of(task)
+
+    def clear(self):
+        """Forget all programs and free their memory."""
+        self._kept.clear()
 
 
 def runs_on_cpu(devices):
@@ -95,4 +139,4 @@ def steps_per_call(task, on_cpu):
     asked = task.config.steps_per_call
     if asked == "auto":
         asked = 1 if on_cpu else "epoch"
-    return max(task.num_train // task.config.batch_size, 1) if asked == "epoch" else int(asked)
+    return max(task.full_steps, 1) if asked == "epoch" else int(asked)

@@ -1,5 +1,6 @@
 """A run's folder and state: opened or resumed, saved, and the best epoch found again."""
 
+import contextlib
 import json
 import pathlib
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxcifar import config as config_lib
-from jaxcifar import logs, parallel, selection
+from jaxcifar import init_from, logs, parallel, selection
 from jaxcifar.checkpoint import Checkpoints
 from jaxcifar.errors import UserError
 from jaxcifar.state import create_state
@@ -17,7 +18,8 @@ class Run:
     """The folder of a run.
 
     log: logs.RunLog. state: TrainState of numpy arrays to start from, new or restored. resumed:
-    whether it was restored. workdir: Path. Only the first process reads and writes; the others get
+    whether it was restored. origin: lines on the weights that it started from, where it is new and
+    config.init_from names some. workdir: Path. Only the first process reads and writes; the others get
     what it read.
     """
 
@@ -29,21 +31,25 @@ class Run:
 
         Raises:
           UserError: the folder cannot be written, or it belongs to another configuration (the
-            fields that differ are named), or no checkpoint can be read.
+            fields that differ are named), or no checkpoint can be read, or a new run cannot have
+            the weights that config.init_from names.
         """
         self._task = task
         self.workdir = pathlib.Path(workdir)
         self._template = jax.tree.map(np.asarray, create_state(task, task.config.seed))
         self._checkpoints, restored, error = None, None, None
+        first, self.origin = self._template, []
         if parallel.is_primary():
             try:
                 restored = self._open()
+                if restored is None:
+                    first, self.origin = init_from.start(task, self._template)
             except UserError as caught:  # the others must not wait for this process in vain
                 error = caught
         if parallel.agree_on(error is not None):
             raise error or UserError("process 0 could not open the run folder: see what it printed")
         self.resumed = bool(parallel.agree_on(restored is not None))
-        self.state = parallel.share(restored or self._template)
+        self.state = parallel.share(restored or first)
         self.log = logs.RunLog(
             workdir, primary=parallel.is_primary(), tensorboard=task.config.tensorboard,
             resume_epoch=int(self.state.epoch) + 1 if self.resumed else None, stream=stream,
@@ -115,6 +121,15 @@ class Run:
                     f"{self.workdir} cannot be read: put back an intact copy, or train it again in "
                     "another --workdir") from error
         return parallel.share(state)
+
+    @contextlib.contextmanager
+    def closed_on_error(self):
+        """Close the run where the `with` block raises."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def close(self):
         """Finish writing."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcifar import metrics, optim
+from jaxcifar import metrics, optim, partition
 from jaxcifar.models import layers
 from jaxcifar.state import NO_STEP
 
@@ -16,7 +16,7 @@ from jaxcifar.state import NO_STEP
 class Batch:
     """This device's slice of a global batch.
 
-    images: [n, 32, 32, 3] in the compute dtype, normalised. targets: int32 [n], or float32
+    images: [n, H, W, 3] in the compute dtype, normalised. targets: int32 [n], or float32
     [n, num_classes] after mixup or cutmix. mask: float32 [n], 0 where an example is padding, or
     None when all are real. count: number of real examples in the whole batch. key: of the dropout.
     """
@@ -37,22 +37,25 @@ def train_step(task, state, batch, *, axis_name=None):
     Returns:
       (TrainState, sums of this global batch as `metrics.batch_sums` gives them).
     """
-    def loss_of(params):
+    trained, frozen = partition.split(state.params, task.config.trainable)
+
+    def loss_of(trained):
+        params = partition.merge(trained, frozen)
         logits, batch_stats = forward_train(task, params, state.batch_stats, batch, axis_name)
         losses = metrics.cross_entropy(logits, batch.targets, task.config.label_smoothing)
         kept = losses if batch.mask is None else jnp.where(batch.mask > 0, losses, 0.0)
         return kept.sum() / batch.count, (logits, batch_stats)
 
-    grads, (logits, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
+    grads, (logits, batch_stats) = jax.grad(loss_of, has_aux=True)(trained)
     sums = metrics.batch_sums(logits, batch.targets, batch.mask,
                               label_smoothing=task.config.label_smoothing)
     if axis_name is not None:
         grads, sums = lax.psum((grads, sums), axis_name)
     learning_rate = task.learning_rate(state)
-    updates, opt_state = task.tx.update(grads, state.opt_state, state.params,
+    updates, opt_state = task.tx.update(grads, state.opt_state, trained,
                                         weight_decay=state.hparams["weight_decay"],
                                         momentum=task.momentum(state))
-    params = optim.apply_updates(state.params, updates, learning_rate)
+    params = partition.merge(optim.apply_updates(trained, updates, learning_rate), frozen)
     ema = state.ema
     if task.config.ema_decay:
         ema = averaged(task, state, {"params": params, "batch_stats": batch_stats})
@@ -80,7 +83,8 @@ def forward_train(task, params, batch_stats, batch, axis_name):
     """
     replica = task.config.bn_sync == "replica"
     context = layers.batch_context(axis_name=axis_name, mask=batch.mask,
-                                   bn_axis_name=None if replica else axis_name)
+                                   bn_axis_name=None if replica else axis_name,
+                                   frozen_norms=task.frozen_norms)
     with context:
         logits, changed = task.model.apply(
             {"params": params, "batch_stats": batch_stats}, batch.images, train=True,

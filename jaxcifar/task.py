@@ -5,13 +5,14 @@ from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxcifar import augment, models, optim, plateau, schedules, streams
+from jaxcifar import augment, models, optim, partition, plateau, schedules, streams
 from ml_collections import ConfigDict
 
 from jaxcifar.config import default
 from jaxcifar.errors import UserError
+
+IMAGE_SHAPE = (32, 32, 3)  # of the data, before any resize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +21,9 @@ class Task:
 
     model: linen module, `apply(variables, images, train=...) -> logits`. tx: optimiser whose updates
     are multiplied by the learning rate outside of it. augment: (uint8 images, labels, keys, batch
-    key) -> (images, targets). normalize: uint8 images -> images. schedule: (base rate, step) ->
-    rate, or None where the plateau's own rate rules. plateau: its initial state or None.
+    key) -> (images, targets). normalize: held-out uint8 images -> images. schedule: (base rate, step)
+    -> rate, or None where the plateau's own rate rules. plateau: its initial state or None.
+    frozen_norms: paths of the BatchNorms that keep their running statistics in training.
     """
 
     config: Any
@@ -33,21 +35,32 @@ class Task:
     plateau: Any
     num_classes: int
     num_train: int
+    frozen_norms: frozenset = frozenset()
 
     @property
     def steps_per_epoch(self):
-        """Number of batches in an epoch, the last, partial one included unless it is dropped."""
+        """Number of batches in an epoch, the last, partial one included unless it is dropped.
+
+        config.epoch_fraction of them, rounded, at least one.
+        """
         full, rest = divmod(self.num_train, self.config.batch_size)
-        return full + (1 if rest and not self.config.drop_last else 0)
+        batches = full + (1 if rest and not self.config.drop_last else 0)
+        return max(round(batches * self.config.epoch_fraction), 1)
+
+    @property
+    def full_steps(self):
+        """Number of full batches in an epoch."""
+        return min(self.num_train // self.config.batch_size, self.steps_per_epoch)
 
     @property
     def tail_size(self):
         """Number of examples in the last, partial batch; 0 when there is none."""
-        return 0 if self.config.drop_last else self.num_train % self.config.batch_size
+        partial = self.steps_per_epoch > self.full_steps
+        return self.num_train % self.config.batch_size if partial else 0
 
     def init(self, seed):
         """Return the model's initial variables; only (seed, model) decide them."""
-        images = jnp.zeros((1, 32, 32, 3), self.model.dtype)
+        images = jnp.zeros((1, *self.augment.output_shape(IMAGE_SHAPE)), self.model.dtype)
         init = jax.jit(lambda key: self.model.init({"params": key}, images, train=False))
         # Dozens of random tensors compile for longer than they run: on CPU, do not optimise them.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
@@ -84,15 +97,17 @@ def create_task(config, num_train, num_classes):
     options = dict(config.model)
     name = options.pop("name")
     model = models.create(name, num_classes=num_classes, dtype=dtype,
-                          **{k: _plain(v) for k, v in options.items()})
-    _check_params(config, model)
-    schedule, plateau_state = _schedule(config)
+                          remat=config.remat, **{k: _plain(v) for k, v in options.items()})
     mean, std = tuple(config.mean), tuple(config.std)
+    augmentation = augment.build(config.augment, mean, std, num_classes, dtype)
+    evaluation = augment.evaluation(config.eval_transform, config.augment, mean, std, dtype)
+    shapes = _shapes(config, model, augmentation, evaluation)
+    _check_params(config, shapes["params"])
+    schedule, plateau_state = _schedule(config)
     return Task(
         config=config, model=model, tx=_optimizer(config), schedule=schedule, plateau=plateau_state,
-        augment=augment.build(config.augment, mean, std, num_classes, dtype),
-        normalize=lambda images: augment.normalize(images, mean, std, dtype),
-        num_classes=num_classes, num_train=num_train)
+        augment=augmentation, normalize=evaluation, num_classes=num_classes, num_train=num_train,
+        frozen_norms=_frozen_norms(config, shapes))
 
 
 def _optimizer(config):
@@ -101,7 +116,8 @@ def _optimizer(config):
     return optim.create(
         config.optimizer.name, **_chosen(config, "optimizer", names, general),
         decay_exclude=config.optimizer.decay_exclude, max_grad_norm=config.max_grad_norm,
-        max_grad_value=config.max_grad_value, accumulate_steps=config.accumulate_steps)
+        max_grad_value=config.max_grad_value, accumulate_steps=config.accumulate_steps,
+        trainable=config.trainable, lr_multipliers=config.lr_multipliers)
 
 
 def _schedule(config):
@@ -130,18 +146,47 @@ def _chosen(config, field, names, general):
     return {key: _plain(options[key]) for key in names if key in options}
 
 
-def _check_params(config, model):
+def _shapes(config, model, augmentation, evaluation):
+    """Return the shapes of the model's variables; UserError where its options make no network."""
+    seen = [transform.output_shape(IMAGE_SHAPE) for transform in (augmentation, evaluation)]
+    if config.eval_transform == "auto" and seen[0] != seen[1]:
+        raise UserError("config.augment gives images of {}x{} in training and of {}x{} in evaluation: "
+                        "set config.eval_transform, for instance \"resize({})\"".format(
+                            *seen[0][:2], *seen[1][:2], seen[0][0]))
     try:
-        shapes = jax.eval_shape(lambda: model.init(
-            {"params": jax.random.key(0)}, jnp.zeros((1, 32, 32, 3), model.dtype), train=False))
+        shapes = [jax.eval_shape(lambda size=size: model.init(
+            {"params": jax.random.key(0)}, jnp.zeros((1, *size), model.dtype), train=False))
+            for size in dict.fromkeys(seen)]
     except (ValueError, TypeError) as error:  # options that make no network
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"model '{config.model.name}' cannot be built: {reason}") from error
-    count = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes["params"]))
+    if shapes[0] != shapes[-1]:
+        raise UserError(f"model '{config.model.name}' has other parameters for training images of "
+                        f"{seen[0][:2]} than for held-out ones of {seen[1][:2]}: give both one size "
+                        "(config.augment, config.eval_transform)")
+    return shapes[0]
+
+
+def _check_params(config, params):
+    """Raise UserError for too many parameters, or patterns that match none of them."""
+    count = models.count_params(params)
     if config.max_params and count > config.max_params:
         raise UserError(f"model '{config.model.name}' has {count:,} parameters, more than "
                         f"config.max_params = {config.max_params:,}: make it smaller (channels, "
                         "blocks) or raise the limit")
+    partition.check_trainable(params, config.trainable)
+    partition.factors(partition.split(params, config.trainable)[0],
+                      partition.multipliers(config.lr_multipliers))
+
+
+def _frozen_norms(config, shapes):
+    """Return the paths of the BatchNorms that keep their running statistics in training."""
+    if config.frozen_batch_norm == "batch" or not config.trainable:
+        return frozenset()
+    trained = partition.pattern(config.trainable, "config.trainable").search
+    leaves = jax.tree_util.tree_leaves_with_path(shapes.get("batch_stats", {}))
+    norms = {tuple(key.key for key in path[:-1]) for path, _ in leaves}
+    return frozenset(norm for norm in norms if not trained("/".join((*norm, "scale"))))
 
 
 def _plain(value):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxcifar import config as config_lib
-from jaxcifar import environment, host, logs, models, parallel, selection, splits
+from jaxcifar import environment, features, host, logs, models, parallel, selection, splits
 from jaxcifar.errors import UserError
 from jaxcifar.metrics import finalize
 from jaxcifar.programs import Programs
@@ -43,13 +43,15 @@ class NonFiniteLoss(UserError):
     exit_code = 1
 
 
-def fit(config, workdir, *, stop=lambda: 0, stream=None):
+def fit(config, workdir, *, stop=lambda: 0, stream=None, cache=None, after_epoch=lambda row: None):
     """Train a model as the configuration says, or go on with the run that `workdir` holds.
 
     Args:
       config: configuration, see jaxcifar.config. workdir: the run's folder. stop: called between
         compiled calls; returns the number of a signal that asks the run to stop, else 0.
-      stream: where lines go; sys.stdout if None.
+      stream: where lines go; sys.stdout if None. cache: programs.Cache that runs of this process
+        share, or None. after_epoch: called with each epoch's row of metrics.jsonl; what it raises
+        ends the run, which `fit` can resume.
 
     Returns:
       Summary.
@@ -64,8 +66,11 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None):
     arrays = splits.load(config)
     task = create_task(config, len(arrays.train["labels"]), arrays.num_classes)
     run = Run(task, workdir, stream)
-    state, programs = run.state, Programs(task, devices)
-    introduce(run, programs, arrays)
+    introduce(run, Programs(task, devices), arrays)
+    if not features.obstacle(task):
+        task, arrays = compute_features(run, task, arrays)
+    state = run.state
+    programs = cache.programs(task, devices) if cache else Programs(task, devices)
     train_data, held_out = devices.replicate((arrays.train, arrays.held_out))
     live = devices.replicate(state.on_device())
     with watch.section("compile"):
@@ -79,7 +84,8 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None):
         first_step = int(state.step) - epoch * task.steps_per_epoch
         with run.log.progress(total_steps=task.steps_per_epoch, epoch=epoch + 1,
                               epochs=config.epochs, batch_size=config.batch_size) as bar:
-            live, signum = train_epoch(run, programs, live, train_data, first_step, bar, stop)
+            live, signum = train_epoch(programs, live, train_data, first_step, bar, stop)
+        check_finite(run, programs, live)
         if signum:
             save(run, programs, live, state)
             run.close()
@@ -93,6 +99,8 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None):
         run.report(row, state.history)
         if run.is_due(state.history, epoch):
             save(run, programs, live, state)
+        with run.closed_on_error():
+            after_epoch(row)
 
     state = save(run, programs, live, state)
     result = measure_result(run, programs, live, state, held_out, arrays, watch)
@@ -113,6 +121,13 @@ def save(run, programs, live, state):
         raise non_finite(run, f"the parameters are not finite after step {int(state.step)}")
     run.save(state)
     return state
+
+
+def check_finite(run, programs, live):
+    """Raise NonFiniteLoss, and close the run, where a loss of the epoch under way is not finite."""
+    bad_step = int(programs.devices.fetch(live.sums["bad_step"]))
+    if bad_step != NO_STEP:
+        raise non_finite(run, f"the loss is not finite at step {bad_step} of the run")
 
 
 def non_finite(run, what):
@@ -154,11 +169,21 @@ def introduce(run, programs, arrays):
         run_report.samples(programs.task, run.state, arrays, run.workdir)
 
 
-def train_epoch(run, programs, live, train_data, step_in_epoch, bar, stop):
-    """Train to the end of the epoch, or until a signal asks to stop.
+def compute_features(run, task, arrays):
+    """Return the Task and Arrays of training on the frozen backbone's features; print what it took."""
+    lap = logs.Stopwatch()
+    variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
+    task, arrays = features.on_features(task, variables, arrays)
+    count = len(arrays.train["labels"]) + len(arrays.held_out["labels"])
+    run.log.print(f"features of {count:,} images computed in {lap.seconds():.1f} s")
+    return task, arrays
+
+
+def train_epoch(programs, live, train_data, step_in_epoch, bar, stop):
+    """Train to the end of the epoch, or until a loss is not finite or a signal asks to stop.
 
     Returns:
-      (device state, number of the signal or 0). Raises NonFiniteLoss.
+      (device state, number of the signal or 0).
     """
     devices, permutation = programs.devices, programs.permutation(live)
     while (num_steps := programs.steps_at(step_in_epoch)[0]):
@@ -167,9 +192,9 @@ def train_epoch(run, programs, live, train_data, step_in_epoch, bar, stop):
             return live, signum
         live = programs.train(live, train_data, permutation, step_in_epoch)
         step_in_epoch += num_steps
-        bad_step = int(devices.fetch(live.sums["bad_step"]))  # waits for the device
-        if bad_step != NO_STEP:
-            raise non_finite(run, f"the loss is not finite at step {bad_step} of the run")
+        bad_step = devices.fetch(live.sums["bad_step"])  # waits for the device
+        if (bad_step != NO_STEP).any():
+            return live, 0
         bar.update(num_steps, lambda: _bar_metrics(devices.fetch(live.sums)))
     return live, parallel.agree_on(stop())
 

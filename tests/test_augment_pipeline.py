@@ -66,7 +66,7 @@ def test_normalize_goes_after_images_and_before_the_batch():
 @pytest.mark.parametrize("spec, parts", [
     ("rotate(5)", ["unknown augmentation 'rotate'", "did you mean 'rotation'", "there are"]),
     ("xyzzy", ["unknown augmentation 'xyzzy'", "there are: rotation"]),
-    ("crop", ["crop", "missing", "usage: crop(padding, padding_mode='constant')"]),
+    ("crop", ["crop", "missing", "usage: crop(padding, padding_mode='constant', size=0)"]),
     ("crop(2.5)", ["crop(2.5)", "whole number", "usage: crop("]),
     ("crop(2, mode='edge')", ["unexpected keyword argument 'mode'", "usage: crop("]),
     ("crop(2, 'wrap')", ["padding_mode is one of constant, edge", "usage"]),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxcifar import config as config_lib
-from jaxcifar import models
+from jaxcifar import models, partition
 from jaxcifar.errors import UserError
 from jaxcifar.report import published
 from jaxcifar.task import create_task
@@ -69,12 +69,22 @@ def test_a_configuration_is_valid(spec):
     config_lib.validate(config)
     small = config.copy_and_resolve_references()  # all but the network, which the next test builds
     small.model = config_lib.model("lenet")
+    small.trainable = ""
     num_train = 50_000 - config.val_size
     task = create_task(small, num_train=num_train, num_classes=CLASSES[config.dataset])
     assert task.steps_per_epoch == (num_train // config.batch_size if config.drop_last
                                     else -(-num_train // config.batch_size))
     assert not config.reference_curve or (
         len(published.reported_curve(config.reference_curve)) == config.epochs)
+
+
+def imagenet_count(config):
+    """Return the number of parameters of a configuration's network with 1,000 classes."""
+    options = config.model.to_dict()
+    model = models.create(options.pop("name"), num_classes=1000, **options)
+    variables = jax.eval_shape(lambda: model.init(
+        jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False))
+    return models.count_params(variables["params"])
 
 
 @pytest.mark.parametrize("specs", distinct_models(), ids=lambda specs: specs[0])
@@ -85,6 +95,7 @@ def test_a_network_builds(specs):
     model = models.create(options.pop("name"), num_classes=num_classes, **options)
     logits, variables = jax.eval_shape(lambda: model.init_with_output(
         {"params": jax.random.key(0)}, jnp.zeros((2, 32, 32, 3)), train=False))
+    partition.check_trainable(variables["params"], config.trainable)
     assert logits.shape == (2, num_classes)
     count = models.count_params(variables["params"])
     assert not config.max_params or count <= config.max_params
@@ -92,6 +103,8 @@ def test_a_network_builds(specs):
         if spec.startswith("configs/resnet5m.py:model"):
             assert count == PARAMS[spec.partition(":")[2]]
         for row in published.rows(variant=spec, metric="params"):
+            if "ImageNet classifier" in row.note:
+                count = imagenet_count(config)
             # Counts in millions are printed with one decimal.
             fits = abs(count - row.value) <= (50_000 if row.approximate else 0)
             misprint = row.source == "report" and spec in MISPRINTS

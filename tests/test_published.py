@@ -12,20 +12,15 @@ METRICS = {"train_loss", "train_accuracy", "val_accuracy", "test_loss", "test_ac
            "kaggle_accuracy", "params", "minutes", "seconds_per_epoch", "seconds", "pflops"}
 GRID = "configs/architectures.py:cnn/"
 
-# Rows without a configuration: fine-tuning from ImageNet weights is not built yet; the figures of
-# other codebases stand beside ours and are no recipe of a report.
-WITHOUT_CONFIG = {
-    "finetune": ["configs/cifar100.py:finetune/plain", "configs/cifar100.py:finetune",
-                 "configs/architectures.py:finetune/resnet18",
-                 "configs/architectures.py:finetune/efficientnet_v2_s",
-                 "configs/architectures.py:finetune/mobilenet_v3_small"],
-    "peer": [""],
-}
+# Rows without a configuration: the figures of other codebases stand beside ours and are no recipe of
+# a report.
+WITHOUT_CONFIG = {"peer": [""]}
 # Configurations without a number: an alias, what the text claims and the code did not run, and the
 # cells of the grid of which the report prints curves or nothing.
 ALIASES = {"configs/architectures.py:cnn": f"{GRID}b128_lr0.001_l0_d0.5_basic",
            "configs/architectures.py:cnn_plain": f"{GRID}b128_lr0.001_l0_d0.5_none"}
-WITHOUT_NUMBER = {"configs/quickstart.py", "configs/architectures.py:vit/depth6", *ALIASES}
+STANDIN = {f"configs/finetune_standin.py:{v}" for v in ("pretrain", "frozen", "whole", "scratch")}
+WITHOUT_NUMBER = {"configs/quickstart.py", *STANDIN, "configs/architectures.py:vit/depth6", *ALIASES}
 CELLS = [f"{GRID}b128_lr0.001_l0_{cell}" for cell in (
     "d0_none", "d0.5_none", "d0.5_basic", "d0.5_basic_erasing")]
 

@@ -1,6 +1,6 @@
 """Data augmentation inside the compiled step: torchvision's distributions, Pillow's pixels."""
 
 from jaxcifar.augment.ops import normalize
-from jaxcifar.augment.pipeline import Augment, build, describe, parse
+from jaxcifar.augment.pipeline import Augment, Evaluation, build, describe, evaluation, parse
 
-__all__ = ["Augment", "build", "describe", "normalize", "parse"]
+__all__ = ["Augment", "Evaluation", "build", "describe", "evaluation", "normalize", "parse"]

@@ -28,26 +28,38 @@ class Grid(NamedTuple):
 
 
 class View(NamedTuple):
-    """One image [H, W, C] seen through maps of coordinates that are applied when it is read."""
+    """One image [H, W, C] seen through maps of coordinates that are applied when it is read.
+
+    size: (height, width) of what the view shows, None where it is that of the image.
+    """
 
     image: jax.Array
     maps: tuple[Callable[[Grid], Grid], ...] = ()
+    size: tuple[int, int] | None = None
 
-    def through(self, coordinate_map):
-        """Return the view with one more map (Grid -> Grid), applied after those already there."""
-        return View(self.image, (*self.maps, coordinate_map))
+    @property
+    def shape(self):
+        """(height, width, channels) of what the view shows."""
+        return (*(self.size or self.image.shape[:2]), self.image.shape[2])
+
+    def through(self, coordinate_map, size=None):
+        """Return the view with one more map (Grid -> Grid), applied after those already there.
+
+        size: (height, width) that it then shows, where the map changes it.
+        """
+        return View(self.image, (*self.maps, coordinate_map), size or self.size)
 
     def read(self):
         """Return the image [H, W, C] that this view shows, by one gather; outside it is 0."""
         if not self.maps:
             return self.image
-        height, width, channels = self.image.shape
+        height, width, channels = self.shape
         row = jnp.broadcast_to(jnp.arange(height, dtype=jnp.int32)[:, None], (height, width))
         column = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), (height, width))
         grid = Grid(row, column, jnp.ones((height, width), bool))
         for coordinate_map in reversed(self.maps):
             grid = coordinate_map(grid)
-        index = jnp.where(grid.inside, grid.row * width + grid.column, 0)
+        index = jnp.where(grid.inside, grid.row * self.image.shape[1] + grid.column, 0)
         pixels = self.image.reshape(-1, channels).at[index].get(mode="promise_in_bounds")
         return jnp.where(grid.inside[..., None], pixels, jnp.zeros((), self.image.dtype))
 

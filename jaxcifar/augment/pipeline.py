@@ -2,10 +2,12 @@
 
     rotation(5) | flip | crop(2) | autoaugment
     crop(4, padding_mode='reflect') | flip | normalize | cutout(16)
+    resize(256) | center_crop(224) | flip
 
 Names separated by `|`, applied from left to right; arguments are literals, by position or by name.
 `normalize` marks where uint8 becomes normalised floats: by default after everything that works
-on one image, and always before mixup and cutmix, which work on the batch.
+on one image, and always before mixup and cutmix, which work on the batch. resize and center_crop
+draw nothing, and apply to held-out images too (`evaluation`).
 """
 
 import ast
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 
 from jaxcifar.augment import mixing, ops, transforms
 from jaxcifar.augment.geometry import View
+from jaxcifar.augment.resize import CenterCrop, Resize
 from jaxcifar.errors import UserError, unknown
 
 
@@ -39,12 +42,15 @@ REGISTRY = {
     "color_jitter": transforms.ColorJitter,
     "random_erasing": transforms.RandomErasing,
     "cutout": transforms.Cutout,
+    "resize": Resize,
+    "center_crop": CenterCrop,
     "normalize": Normalize,
     "mixup": mixing.Mixup,
     "cutmix": mixing.Cutmix,
 }
 _NAMES = {op: name for name, op in REGISTRY.items()}
 _MIXING = (mixing.Mixup, mixing.Cutmix)
+_SIZING = (Resize, CenterCrop)  # without any randomness
 
 
 def signature(name):
@@ -175,8 +181,17 @@ class Augment:
     def _sample(self, key, shape):
         return tuple(
             None if isinstance(op, (Normalize, *_MIXING))
-            else op.sample(jax.random.fold_in(key, i), shape)
-            for i, op in enumerate(self.operations))
+            else op.sample(jax.random.fold_in(key, i), seen)
+            for i, (op, seen) in enumerate(zip(self.operations, _shapes(self.operations, shape))))
+
+    def output_shape(self, shape):
+        """Return (H', W', C) of what becomes of images of shape (H, W, C)."""
+        return _shapes(self.operations, shape)[-1]
+
+    @property
+    def is_random(self):
+        """Whether anything is drawn: False where every epoch sees the same images."""
+        return any(not isinstance(op, (Normalize, *_SIZING)) for op in self.operations)
 
     def _apply(self, image, parameters, operations):
         view = View(image)
@@ -190,7 +205,8 @@ class Augment:
         images: uint8 [N, H, W, C]; labels: int32 [N]; keys: typed threefry keys [N], one for each
         example; batch_key: one typed key, the same on every device; axis_name: data axis under
         pmap/shard_map; mask: float32 [N], 1 = real example, 0 = padding, None = all real.
-        Returns dtype [N, H, W, C] and int32 [N], or float32 [N, num_classes] after mixup/cutmix.
+        Returns dtype [N, H', W', C] (`output_shape`) and int32 [N], or float32 [N, num_classes] after
+        mixup or cutmix.
         """
         _check_keys(keys)
         shape = images.shape[1:]
@@ -209,9 +225,18 @@ class Augment:
             if isinstance(op, _MIXING):
                 if targets.ndim == 1:
                     targets = jax.nn.one_hot(targets, self.num_classes, dtype=jnp.float32)
-                drawn = op.sample(jax.random.fold_in(batch_key, i), shape)
+                drawn = op.sample(jax.random.fold_in(batch_key, i), images.shape[1:])
                 images, targets = op.apply(images, targets, drawn, axis_name, mask)
         return images.astype(self.dtype), targets
+
+
+def _shapes(operations, shape):
+    """Return the shape (H, W, C) that each operation sees, and the last one's result."""
+    shapes = [tuple(shape)]
+    for op in operations:
+        changes = hasattr(op, "output_shape")
+        shapes.append(op.output_shape(shapes[-1]) if changes else shapes[-1])
+    return shapes
 
 
 def _each(function, *arguments):
@@ -242,3 +267,50 @@ def build(spec, mean, std, num_classes, dtype=jnp.float32):
     """
     return Augment(parse(spec), tuple(map(float, mean)), tuple(map(float, std)), num_classes,
                    jnp.dtype(dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What becomes of held-out images: resize and center crop, then normalisation; frozen, hashable.
+
+    operations: Resize and CenterCrop; mean, std: three floats on the scale 0..1; dtype: of the result.
+    """
+
+    operations: tuple
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dtype: jnp.dtype
+
+    def __call__(self, images):
+        """Return dtype [N, H', W', C] of uint8 [N, H, W, C]."""
+        if self.operations:
+            images = jax.vmap(self._apply)(images)
+        return ops.normalize(images, self.mean, self.std, self.dtype)
+
+    def _apply(self, image):
+        return functools.reduce(lambda view, op: op.apply(view, ()), self.operations,
+                                View(image)).read()
+
+    def output_shape(self, shape):
+        """Return (H', W', C) of what becomes of images of shape (H, W, C)."""
+        return _shapes(self.operations, shape)[-1]
+
+    def describe(self):
+        """Return one readable line for each operation."""
+        return [op.describe() for op in self.operations]
+
+
+def evaluation(spec, augmentation, mean, std, dtype=jnp.float32):
+    """Return the `Evaluation` of held-out images.
+
+    spec: a specification string of resize and center_crop; "auto": those of `augmentation`, the
+    specification of the training images. mean, std, dtype: as in `build`. Raises UserError as
+    `parse`, or where `spec` has another operation.
+    """
+    operations = parse(augmentation if spec == "auto" else spec)
+    chosen = tuple(op for op in operations if isinstance(op, _SIZING))
+    others = [_NAMES[type(op)] for op in operations if not isinstance(op, (Normalize, *_SIZING))]
+    if spec != "auto" and others:
+        raise UserError(f"evaluation {spec!r}: {others[0]} is random; held-out images take resize "
+                        "and center_crop only")
+    return Evaluation(chosen, tuple(map(float, mean)), tuple(map(float, std)), jnp.dtype(dtype))

@@ -233,7 +233,7 @@ def apply(rows, view, numbers):
     chosen = jax.tree.map(lambda values: jnp.asarray(values)[numbers], rows)
     for slot in range(numbers.shape[0]):
         row = jax.tree.map(lambda values: values[slot], chosen)  # noqa: B023
-        image = view.through(geometry.affine_map(row.matrix, view.image.shape[:2])).read()
+        image = view.through(geometry.affine_map(row.matrix, view.shape[:2])).read()
         image = jax.lax.cond(row.has_table, _apply_table, lambda _, x: x, row, image)
         view = View(jax.lax.cond(row.blend != 1, _apply_blend, lambda _, x: x, row, image))
     return view

@@ -73,7 +73,7 @@ class Rotation:
         return jax.random.uniform(key, (), jnp.float32, low, high)
 
     def apply(self, view, parameters):
-        shape = view.image.shape[:2]
+        shape = view.shape[:2]
         matrix = geometry.rotation_matrix(parameters, shape)
         return view.through(geometry.affine_map(matrix, shape))
 
@@ -96,7 +96,7 @@ class Flip:
         return jax.random.uniform(key) < self.p
 
     def apply(self, view, parameters):
-        return view.through(geometry.flip_map(parameters, view.image.shape[1]))
+        return view.through(geometry.flip_map(parameters, view.shape[1]))
 
     def describe(self):
         return f"random horizontal flip, p={self.p:g}"
@@ -104,14 +104,16 @@ class Flip:
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """Pad every side, crop back to the image's size at a uniform place: torchvision RandomCrop."""
+    """Pad every side, crop at a uniform place: torchvision RandomCrop; size 0 is the image's own."""
 
     padding: int
     padding_mode: str = "constant"
+    size: int = 0
     on_normalized: ClassVar[bool] = True
 
     def __post_init__(self):
         _require(_is_count(self.padding) and self.padding >= 0, "padding is a whole number >= 0")
+        _require(_is_count(self.size) and self.size >= 0, "size is a whole number >= 0")
         _require(self.padding_mode in geometry.PADDING_MODES,
                  f"padding_mode is one of {', '.join(geometry.PADDING_MODES)}")
 
@@ -120,15 +122,25 @@ class Crop:
                  f"crop: padding {self.padding} in mode {self.padding_mode} needs larger images "
                  f"than {shape[0]}x{shape[1]}")
         uniform = jax.random.uniform(key, (2,))
-        return _below(uniform, 2 * self.padding + 1)
+        kept = self.output_shape(shape)
+        places = [side + 2 * self.padding - size + 1 for side, size in zip(shape[:2], kept)]
+        _require(min(places) > 0, f"crop: size {self.size} is larger than the padded image of "
+                 f"{shape[0]}x{shape[1]}")
+        return _below(uniform, jnp.asarray(places))
+
+    def output_shape(self, shape):
+        """Return (H', W', C) of an image of shape (H, W, C)."""
+        return (self.size, self.size, shape[2]) if self.size else tuple(shape)
 
     def apply(self, view, parameters):
+        kept = self.output_shape(view.shape)[:2]
         return view.through(geometry.crop_map(
-            parameters[0], parameters[1], self.padding, view.image.shape[:2], self.padding_mode))
+            parameters[0], parameters[1], self.padding, view.shape[:2], self.padding_mode), kept)
 
     def describe(self):
         fill = "zeros" if self.padding_mode == "constant" else self.padding_mode
-        return f"random crop, padding {self.padding} ({fill})"
+        of = f" of {self.size}x{self.size}" if self.size else ""
+        return f"random crop{of}, padding {self.padding} ({fill})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +153,7 @@ class AutoAugment:
         return policies.sample(policies.autoaugment(shape[:2]), key)
 
     def apply(self, view, parameters):
-        return policies.apply(policies.autoaugment(view.image.shape[:2]).rows, view, parameters)
+        return policies.apply(policies.autoaugment(view.shape[:2]).rows, view, parameters)
 
     def describe(self):
         return "AutoAugment, CIFAR-10 policy (25 sub-policies of two operations)"
@@ -172,7 +184,7 @@ class RandAugment:
         return jax.vmap(lambda k: policies.sample(draw, k)[0])(keys)
 
     def apply(self, view, parameters):
-        return policies.apply(self._draw(view.image.shape).rows, view, parameters)
+        return policies.apply(self._draw(view.shape).rows, view, parameters)
 
     def describe(self):
         return (f"RandAugment, {self.num_ops} operations of magnitude {self.magnitude} "
@@ -197,7 +209,7 @@ class TrivialAugment:
         return policies.sample(self._draw(shape), key)
 
     def apply(self, view, parameters):
-        return policies.apply(self._draw(view.image.shape).rows, view, parameters)
+        return policies.apply(self._draw(view.shape).rows, view, parameters)
 
     def describe(self):
         return f"TrivialAugment (wide), one operation, {self.num_magnitude_bins} magnitude bins"

@@ -94,16 +94,16 @@ def options(name):
     """Return the model's options and their defaults; UserError where the name is unknown."""
     cls, preset = _lookup(name)
     fields = {field.name: field.default for field in dataclasses.fields(cls)}
-    hidden = {"num_classes", "dtype", "parent", "name"}
+    hidden = {"num_classes", "dtype", "remat", "parent", "name"}
     return {key: preset.get(key, value) for key, value in fields.items() if key not in hidden}
 
 
-def create(name, num_classes=10, *, dtype=jnp.float32, **model_options):
+def create(name, num_classes=10, *, dtype=jnp.float32, remat=False, **model_options):
     """Build the linen module of a registered model.
 
     `model.apply(variables, images, train, ...)` takes images float [N, H, W, 3] and returns logits
-    float32 [N, num_classes]; dtype is the type of the computation, parameters stay float32. Raises
-    UserError for an unknown name or option, with the nearest known one.
+    float32 [N, num_classes]; dtype is the type of the computation, parameters stay float32; remat:
+    see config.remat. Raises UserError for an unknown name or option, with the nearest known one.
     """
     cls, preset = _lookup(name)
     known = options(name)
@@ -111,6 +111,9 @@ def create(name, num_classes=10, *, dtype=jnp.float32, **model_options):
         if key not in known:
             raise UserError(unknown(f"option of model {name!r}", key, known))
     chosen = {key: _hashable(value) for key, value in (preset | model_options).items()}
+    if remat and "remat" not in {field.name for field in dataclasses.fields(cls)}:
+        raise UserError(f"config.remat = True: model {name!r} does not offer it; set it to False")
+    chosen |= {"remat": True} if remat else {}
     return cls(num_classes=num_classes, dtype=dtype, **chosen)
 
 

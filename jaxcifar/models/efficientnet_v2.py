@@ -66,7 +66,8 @@ class EfficientNetV2(nn.Module):
     stages: one row ("fused" or "mb", expansion, stride, channels, number of blocks) per stage;
     stem_width; last_width: of the last convolution; dropout: before the classifier;
     stochastic_depth: the probability of leaving out a block, which grows from 0 to this with depth.
-    Defaults: torchvision's efficientnet_v2_s (21,458,488 parameters with 1,000 classes).
+    remat: see imagenet.block. Defaults: torchvision's efficientnet_v2_s (21,458,488 parameters with
+    1,000 classes).
     """
 
     num_classes: int = 10
@@ -76,9 +77,18 @@ class EfficientNetV2(nn.Module):
     dropout: float = 0.2
     stochastic_depth: float = 0.2
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images, train, part="all"):
+        x = images if part == "head" else self._features(images, train)
+        if part == "features":
+            return x
+        x = layers.Dropout(self.dropout)(x, train)
+        return layers.Linear(self.num_classes, kernel_init=_uniform_fan_out,
+                             bias_init=nn.initializers.zeros, name="classifier.1")(x)
+
+    def _features(self, images, train):
         for stage in self.stages:
             if len(stage) != 5 or stage[0] not in ("fused", "mb"):
                 raise UserError(f"model option stages: {stage} is not (\"fused\" or \"mb\", "
@@ -89,15 +99,14 @@ class EfficientNetV2(nn.Module):
         total, done = sum(stage[-1] for stage in self.stages), 0
         for i, (kind, expansion, stride, features, count) in enumerate(self.stages, start=1):
             for j in range(count):
-                x = Block(kind, expansion, stride if j == 0 else 1, features,
+                block = imagenet.block(Block, self.remat)
+                x = block(kind, expansion, stride if j == 0 else 1, features,
                           self.stochastic_depth * done / total, self.dtype,
                           name=f"features.{i}.{j}")(x, train)
                 done += 1
         x = _ConvNorm(self.last_width, activation=nn.silu, dtype=self.dtype,
                       name=f"features.{len(self.stages) + 1}")(x, train)
-        x = layers.Dropout(self.dropout)(layers.global_avg_pool(x), train)
-        return layers.Linear(self.num_classes, kernel_init=_uniform_fan_out,
-                             bias_init=nn.initializers.zeros, name="classifier.1")(x)
+        return layers.global_avg_pool(x)
 
 
 def _uniform_fan_out(key, shape, dtype=jnp.float32):

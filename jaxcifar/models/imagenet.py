@@ -1,7 +1,8 @@
 """What the ImageNet models share: torchvision's initialisation, and the warning about small images.
 
 Source: torchvision.models, whose definitions and state_dict names they follow, so that its
-ImageNet weights load.
+ImageNet weights load. All of them take `part`, one of PARTS: "features" returns what the last
+linear layer (and the dropout before it) sees, [N, C], and "head" takes that in place of images.
 """
 
 import functools
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxcifar.models import layers
 
+PARTS = ("all", "features", "head")
 _SMALL = 64  # pixels; a stem of stride 32 leaves a single cell of anything smaller
 
 
@@ -43,6 +45,14 @@ def kaiming_normal_fan_out(key, shape, dtype=jnp.float32):
     """
     fan_out = math.prod(shape[:-2]) * shape[-1]
     return jax.random.normal(key, shape, dtype) * math.sqrt(2 / fan_out)
+
+
+def block(module, remat):
+    """Return a block's module class; with remat, one whose activations are not kept for its gradient.
+
+    The class's __call__ takes (x, train).
+    """
+    return nn.remat(module, static_argnums=(2,)) if remat else module
 
 
 def make_divisible(channels, divisor=8):

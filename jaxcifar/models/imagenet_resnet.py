@@ -35,17 +35,22 @@ class BasicBlock(nn.Module):
 class ImageNetResNet(nn.Module):
     """A 7x7 convolution and a max pool, each of stride 2, four stages of blocks, a classifier.
 
-    channels, blocks: width and number of blocks of each stage. Defaults: torchvision's resnet18
-    (11,689,512 parameters with 1,000 classes).
+    channels, blocks: width and number of blocks of each stage; remat: see imagenet.block. Defaults:
+    torchvision's resnet18 (11,689,512 parameters with 1,000 classes).
     """
 
     num_classes: int = 10
     channels: tuple[int, ...] = (64, 128, 256, 512)
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images, train, part="all"):
+        x = images if part == "head" else self._features(images, train)
+        return x if part == "features" else layers.Linear(self.num_classes, name="fc")(x)
+
+    def _features(self, images, train):
         if len(self.channels) != len(self.blocks):
             raise UserError(f"model options channels = {self.channels} and blocks = {self.blocks}: "
                             "expected one width and one count of blocks per stage")
@@ -57,5 +62,6 @@ class ImageNetResNet(nn.Module):
         for stage, (features, count) in enumerate(zip(self.channels, self.blocks), start=1):
             for i in range(count):
                 stride = 2 if stage > 1 and i == 0 else 1
-                x = BasicBlock(features, stride, self.dtype, name=f"layer{stage}.{i}")(x, train)
-        return layers.Linear(self.num_classes, name="fc")(layers.global_avg_pool(x))
+                block = imagenet.block(BasicBlock, self.remat)
+                x = block(features, stride, self.dtype, name=f"layer{stage}.{i}")(x, train)
+        return layers.global_avg_pool(x)

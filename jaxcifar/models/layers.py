@@ -40,21 +40,23 @@ class BatchContext:
     axis_name: str | None = None
     bn_axis_name: str | None = None
     mask: Any = None
+    frozen_norms: frozenset = frozenset()
 
 
 _BATCH = contextvars.ContextVar("jaxcifar_batch", default=BatchContext())
 
 
 @contextlib.contextmanager
-def batch_context(axis_name=None, bn_axis_name=None, mask=None):
+def batch_context(axis_name=None, bn_axis_name=None, mask=None, frozen_norms=frozenset()):
     """Tell the layers, while a model is traced, how the batch lies on the devices.
 
     axis_name: the data axis of pmap or shard_map, or None on one device; dropout numbers examples
     by their position in the global batch. bn_axis_name: the axis over which BatchNorm shares its
     statistics; None keeps them per device. mask: float [N], 1 for a real example and 0 for
-    padding, which BatchNorm leaves out; None: all real.
+    padding, which BatchNorm leaves out; None: all real. frozen_norms: paths (tuples of module names)
+    of the BatchNorms that use and keep their running statistics in training too.
     """
-    token = _BATCH.set(BatchContext(axis_name, bn_axis_name, mask))
+    token = _BATCH.set(BatchContext(axis_name, bn_axis_name, mask, frozen_norms))
     try:
         yield
     finally:
@@ -165,11 +167,11 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", self.scale_init, shape) if self.affine else jnp.ones(shape)
         bias = self.param("bias", nn.initializers.zeros, shape) if self.affine else jnp.zeros(shape)
         x = x.astype(self.dtype)
-        if not train:
+        batch = current_batch()
+        if not train or self.path in batch.frozen_norms:
             factor = scale * lax.rsqrt(running_var.value + self.eps)
             y = (x.astype(jnp.float32) - running_mean.value) * factor + bias
             return y.astype(self.dtype)
-        batch = current_batch()
         if batch.mask is not None and batch.mask.shape != x.shape[:1]:
             raise ValueError(
                 f"BatchNorm {self.name}: mask of shape {batch.mask.shape} for a batch of "

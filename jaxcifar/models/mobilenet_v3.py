@@ -14,6 +14,8 @@ from jaxcifar.models import imagenet, layers
 
 _ACTIVATIONS = {"RE": layers.relu, "HS": jax.nn.hard_swish}
 _ConvNorm = functools.partial(imagenet.ConvNormActivation, momentum=0.01)
+_linear = functools.partial(layers.Linear, kernel_init=nn.initializers.normal(0.01),
+                            bias_init=nn.initializers.zeros)
 
 SMALL = (  # kernel, expanded channels, channels, squeeze-excitation, activation, stride
     (3, 16, 16, True, "RE", 2),
@@ -65,7 +67,8 @@ class MobileNetV3(nn.Module):
     """A stem of stride 2, inverted residuals, a 1x1 convolution, two linear layers.
 
     blocks: one row (kernel, expanded channels, channels, squeeze-excitation, "RE" or "HS", stride)
-    per block; stem_width; last_width: of the hidden linear layer; dropout: on its output. Defaults:
+    per block; stem_width; last_width: of the hidden linear layer; dropout: on its output; remat: see
+    imagenet.block. Defaults:
     torchvision's mobilenet_v3_small (2,542,856 parameters with 1,000 classes).
     """
 
@@ -75,20 +78,26 @@ class MobileNetV3(nn.Module):
     last_width: int = 1024
     dropout: float = 0.2
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
-    def __call__(self, images, train):
+    def __call__(self, images, train, part="all"):
+        x = images if part == "head" else self._features(images, train)
+        if part == "features":
+            return x
+        x = layers.Dropout(self.dropout)(x, train)
+        return _linear(self.num_classes, name="classifier.3")(x)
+
+    def _features(self, images, train):
         imagenet.warn_small_images(self, "mobilenet_v3_small", images, "'mobilenetv2'")
         hard_swish = jax.nn.hard_swish
         x = _ConvNorm(self.stem_width, 3, 2, activation=hard_swish, dtype=self.dtype,
                       name="features.0")(images, train)
         for i, block in enumerate(self.blocks, start=1):
-            x = InvertedResidual(*block, dtype=self.dtype, name=f"features.{i}")(x, train)
+            module = imagenet.block(InvertedResidual, self.remat)
+            x = module(*block, dtype=self.dtype, name=f"features.{i}")(x, train)
         x = _ConvNorm(6 * x.shape[-1], activation=hard_swish, dtype=self.dtype,
                       name=f"features.{len(self.blocks) + 1}")(x, train)
-        linear = functools.partial(layers.Linear, kernel_init=nn.initializers.normal(0.01),
-                                   bias_init=nn.initializers.zeros)
-        x = linear(self.last_width, dtype=self.dtype,
-                   name="classifier.0")(layers.global_avg_pool(x))
-        x = layers.Dropout(self.dropout)(hard_swish(x), train)
-        return linear(self.num_classes, name="classifier.3")(x)
+        x = _linear(self.last_width, dtype=self.dtype,
+                    name="classifier.0")(layers.global_avg_pool(x))
+        return hard_swish(x)

@@ -22,7 +22,7 @@ class Row:
     best_val_accuracy or best_test_accuracy as config.selection, else counted, clock or stated (by
     the authors, without more). source: report, log (the authors') or recount (of the network that
     is built here, where the report's count is rounded or fits nothing). needs: what the package
-    still lacks to reproduce it, "finetune" or "peer", else "". note: what a reader should know.
+    still lacks to reproduce it, "peer", else "". note: what a reader should know.
     """
 
     report: str

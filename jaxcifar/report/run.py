@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcifar import augment, models, streams
+from jaxcifar import augment, features, models, partition, streams
 from jaxcifar import config as config_lib
 from jaxcifar.report import plots, published
 
@@ -27,6 +27,9 @@ def header(run, programs, arrays):
         "data": f"{config.dataset}: {task.num_train:,} train, {spans['val']:,} validation, "
                 f"{spans['test']:,} test",
         "augmentation": augment.describe(config.augment),
+        **({"evaluation": task.normalize.describe()} if task.normalize.operations else {}),
+        **({"start": run.origin} if run.origin else {}),
+        **({"frozen": frozen(task, state)} if config.trainable else {}),
         "batch": f"{config.batch_size} = {count} x {config.batch_size // count}; "
                  f"{task.steps_per_epoch} steps per epoch",
         "BatchNorm": f"statistics over the {scope}",
@@ -34,6 +37,18 @@ def header(run, programs, arrays):
                      f"weight decay {config.optimizer.weight_decay:g}, {config.schedule.name} schedule",
         "selection": config.selection.replace("_", " "),
     }
+
+
+def frozen(task, state):
+    """Return lines on what is trained, what the frozen BatchNorms do, and where the features are."""
+    config = task.config
+    trained = partition.split(state.params, config.trainable)[0]
+    why = features.obstacle(task)
+    return [f"all but {models.count_params(trained):,} parameters (config.trainable = "
+            f"{config.trainable!r})",
+            f"frozen BatchNorms use their {config.frozen_batch_norm} statistics",
+            f"features are computed in every step: {why}" if why else
+            "features are computed once, and the head is trained on them"]
 
 
 def samples(task, state, arrays, workdir):

@@ -1,0 +1,11 @@
+"""jaxcifar beside PyTorch: one process per contender, measurements taken in turns, one table.
+
+work            what is measured: names, recipes, --quick
+driver          starts the contenders of each work, lets them take turns, collects
+child           the other end: prepares, waits for "go", measures
+jax_contender   jaxcifar as shipped: the programs of train.fit
+torch_contender PyTorch eager as pytorch-cifar's users run it, and PyTorch at its best
+torch_data      their input: Pillow and DataLoader, or batches on the device
+torch_twins     the networks: the tests' PyTorch twins, by registered name
+table, plot     the results as text, JSON rows and a figure
+"""

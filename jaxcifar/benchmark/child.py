@@ -1,0 +1,119 @@
+"""A contender's side: prepare, say ready, measure at every "go", report.
+
+    python -m jaxcifar.benchmark.child '{"contender": "torch_eager", "model": "lenet", ...}'
+
+Lines in: "go KIND", at the end "finish". Lines out, JSON: {"ready": ...}, one measurement for each
+go, the report; or {"error": message}. What libraries print goes to standard error. Not on Windows.
+"""
+
+import importlib
+import json
+import math
+import multiprocessing
+import os
+import pathlib
+import resource
+import sys
+
+from jaxcifar.errors import UserError
+from jaxcifar.logs import Stopwatch
+
+_MODULES = {"jaxcifar": "jax_contender", "jaxcifar_bf16": "jax_contender",
+            "torch_eager": "torch_contender", "torch_best": "torch_contender"}
+_MOST_STEPS = 1000
+
+
+class Meter:
+    """Seconds and CPU seconds (of all threads, and of worker processes) since `start`."""
+
+    def start(self):
+        """Start, or start again."""
+        self._watch, self._cpu = Stopwatch(), cpu_seconds()
+
+    def read(self):
+        """Return {"seconds", "cpu_seconds"}."""
+        cpu = max(cpu_seconds() - self._cpu, 1e-6)  # the clock of workers ticks in 10 ms
+        return {"seconds": self._watch.seconds(), "cpu_seconds": cpu}
+
+
+def cpu_seconds():
+    """Return the CPU time so far of this process's threads and, on Linux, of its workers."""
+    total = 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        usage = resource.getrusage(who)
+        total += usage.ru_utime + usage.ru_stime
+    for worker in multiprocessing.active_children():
+        stat = pathlib.Path(f"/proc/{worker.pid}/stat")
+        if stat.exists():
+            user, system = stat.read_text(encoding="utf-8").rpartition(")")[2].split()[11:13]
+            total += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def measure(run, batches):
+    """Return one measurement: {"images", "seconds", "cpu_seconds"}.
+
+    run: function (number of batches, start) -> images done; it calls `start` when the clock is to
+    start and returns when the device has finished.
+    """
+    meter = Meter()
+    images = run(batches, meter.start)
+    return {"images": images, **meter.read()}
+
+
+def batches_for(run, work):
+    """Return how many batches take about work["seconds"], judged by one batch after warm-up."""
+    once = measure(run, 1)
+    per_batch = once["seconds"] / max(once["images"] / work["batch"], 1e-9)
+    return max(1, min(_MOST_STEPS, math.ceil(work["seconds"] / per_batch)))
+
+
+def batches_of_epoch(work):
+    """Return the steps of one epoch's measurement: the asked number, or all."""
+    full = max(work["num_train"] // work["batch"], 1)
+    return min(work["epoch_steps"] or full, full)
+
+
+def serve(work, contender, lines, send):
+    """Warm up every kind, then answer the parent's lines until "finish"."""
+    first, counts = {}, {}
+    for kind, run in contender.kinds.items():
+        watch = Stopwatch()
+        run(1, lambda: None)
+        first[kind] = watch.seconds()
+        counts[kind] = batches_of_epoch(work) if kind == "epoch" else batches_for(run, work)
+        if contender.repeat_warm_up:
+            run(counts[kind], lambda: None)
+        contender.idle()
+    send({"ready": True})
+    for line in lines:
+        command, _, kind = line.strip().partition(" ")
+        if command == "finish":
+            break
+        result = measure(contender.kinds[kind], counts[kind])
+        contender.idle()
+        send(result)
+    send({"first_seconds": first, **contender.report()})
+
+
+def main():
+    """Serve the contender that the first argument describes."""
+    work = json.loads(sys.argv[1])
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def send(message):
+        out.write(json.dumps(message) + "\n")
+
+    if work["threads"] and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:work["threads"]])
+    module = importlib.import_module(f"jaxcifar.benchmark.{_MODULES[work['contender']]}")
+    try:
+        contender = module.prepare(work)
+        serve(work, contender, sys.stdin, send)
+    except UserError as error:
+        send({"error": str(error)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The figure: how many times PyTorch's speed, per work."""
+
+import io
+
+from jaxcifar.benchmark import table
+from jaxcifar.run_folder import write_atomic
+
+_COLOURS = {"torch_eager": "#56B4E9", "torch_best": "#D55E00"}  # Okabe and Ito's
+_LABELS = {"torch_eager": "PyTorch eager", "torch_best": "PyTorch at its best"}
+
+
+def bars(rows, path, *, title):
+    """Draw the ratios of our rows to the PNG file `path`, on a logarithmic scale, 1 = as fast.
+
+    rows: as table.rows returns them. Returns the matplotlib Figure; UserError if `path` cannot be
+    written.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator, ScalarFormatter
+    rows = [row for row in rows if row.get("ratio")]
+    figure = Figure(figsize=(9, 1.6 + 0.42 * max(len(rows), 1)), dpi=140, layout="constrained",
+                    facecolor="white")
+    axes = figure.subplots()
+    names = [row["work"] + (" (bf16)" if row["contender"].endswith("bf16") else "")
+             for row in rows]
+    for number, other in enumerate(table.THEIRS):
+        places = [i + 0.2 - 0.4 * number for i, row in enumerate(rows) if other in row["ratio"]]
+        values = [row["ratio"][other] for row in rows if other in row["ratio"]]
+        if values:
+            drawn = axes.barh(places, [v - 1 for v in values], 0.38, left=1,
+                              color=_COLOURS[other], label=_LABELS[other])
+            axes.bar_label(drawn, [f"{v:.2f}x" for v in values], padding=3, fontsize=8)
+    axes.axvline(1, color="#333333", linewidth=1)
+    axes.set(xscale="log", yticks=range(len(rows)), yticklabels=names, title=title,
+             xlabel="images per second, jaxcifar over PyTorch (1 = as fast)")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+    every = [v for row in rows for v in row["ratio"].values()] or [1.0]
+    low, high = min(0.8, min(every) * 0.75), max(1.25, max(every) * 1.35)
+    ticks = [t for t in (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 50) if low <= t <= high]
+    axes.set_xlim(low, high)
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    if rows:
+        axes.legend(loc="lower right", fontsize=9)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    write_atomic(path, file.getvalue())
+    return figure

@@ -1,0 +1,294 @@
+"""A trained run, opened to be read: its configuration, one epoch's weights, and their logits."""
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax import lax
+
+from jaxcifar import convert, errors, parallel, run_folder, selection, splits, train
+from jaxcifar.checkpoint import Checkpoints
+from jaxcifar.data import specs
+from jaxcifar.errors import UserError
+from jaxcifar.state import create_state
+from jaxcifar.task import create_task
+
+CHECKPOINTS = ("selected", "last", "best")
+SPLITS = ("test", "val", "train")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """One epoch of a run.
+
+    config: the run's, with devices that this machine has. variables: numpy arrays. epoch, step:
+    int, how long the weights were trained. result: content of result.json, or None while the run is
+    not finished. description: which epoch this is and why, for a person.
+    """
+
+    workdir: pathlib.Path
+    config: Any
+    task: Any
+    devices: parallel.Parallel
+    variables: Any
+    epoch: int
+    step: int
+    result: dict | None
+    description: str
+
+
+def load(workdir, which="selected"):
+    """Load the weights of a run; nothing in its folder is changed, and it may be going on.
+
+    Args:
+      workdir: the run's folder. which: "selected", the epoch that result.json was measured at, or
+        the newest while there is no result.json; "last", the newest checkpoint; "best", the epoch
+        that the run keeps as its best so far.
+
+    Returns:
+      Trained. The weights are the average where the run keeps one (config.ema_decay).
+
+    Raises:
+      UserError: no run, no checkpoint yet, a damaged one, or a run that compares no epochs and
+        `which` = "best".
+    """
+    if which not in CHECKPOINTS:
+        raise UserError(errors.unknown("choice of checkpoint", which, CHECKPOINTS))
+    workdir = pathlib.Path(workdir)
+    config = convert.read_config(workdir)
+    train.configure_jax(config)
+    config = _for_this_machine(config)
+    spec = specs.get_spec(config.dataset)
+    task = create_task(config, spec.count("train") - config.val_size, spec.num_classes)
+    result = _read_result(workdir)
+    state, reason = _choose(workdir, task, which, result)
+    epoch, step = int(state.epoch), int(state.step)
+    description = f"{workdir}: epoch {epoch} of {config.epochs}, step {step:,} ({reason})"
+    return Trained(workdir, config, task, _devices(config), state.variables(), epoch, step, result,
+                   description)
+
+
+def split_arrays(trained, split):
+    """Return (images uint8 [n, 32, 32, 3], labels int32 [n]) of a split as the run divided its data.
+
+    split: "train" (what the run trains on, not augmented), "val" or "test". Raises UserError: an
+    unknown name, a dataset that is not prepared, or a run without validation set.
+    """
+    if split not in SPLITS:
+        raise UserError(errors.unknown("split", split, SPLITS))
+    if split == "val" and not trained.config.val_size:
+        raise UserError(f"{trained.workdir} has no validation set (val_size = 0): choose test or "
+                        "train")
+    arrays = splits.load(trained.config)
+    if split == "train":
+        return arrays.train["images"], arrays.train["labels"]
+    first, stop = arrays.spans[split]
+    return arrays.held_out["images"][first:stop], arrays.held_out["labels"][first:stop]
+
+
+def batches_of(trained, images):
+    """Return an iterator of the consecutive batches of an array, each example once."""
+    size = trained.config.eval_batch_size
+    return (images[first:first + size] for first in range(0, len(images), size))
+
+
+def logits(trained, batches, *, flip=False):
+    """Compute the logits of batches of images, on all devices of the run.
+
+    Args:
+      trained: Trained. batches: iterable of uint8 [n, 32, 32, 3], n <= config.eval_batch_size.
+      flip: return the mean of the logits of an image and of its mirror image. Of logits, not of
+        probabilities: the mean is again logits, and as the cross entropy is convex in them its loss
+        is never above the mean of the two losses.
+
+    Yields:
+      float32 [n, num_classes] for each batch, in order. While a result is awaited, the next batch
+      is already computed. Raises UserError where a logit is not finite.
+    """
+    program = trained.devices.program(functools.partial(_logits, trained.task, flip))
+    variables = trained.devices.replicate(trained.variables)
+    size, done, pending = trained.config.eval_batch_size, 0, None
+
+    def fetch(count, output):
+        values = trained.devices.fetch(output)[:count]
+        bad = ~np.isfinite(values).all(axis=1)
+        if bad.any():
+            raise UserError(f"the logits of image {done + int(np.argmax(bad)) + 1} are not finite: "
+                            "the run's weights are broken; choose another --checkpoint")
+        return values
+
+    for batch in batches:
+        padded = np.zeros((size, *batch.shape[1:]), np.uint8)
+        padded[:len(batch)] = batch
+        started = len(batch), program(variables, trained.devices.replicate(padded))
+        if pending:
+            yield fetch(*pending)
+            done += pending[0]
+        pending = started
+    if pending:
+        yield fetch(*pending)
+
+
+def _logits(task, flip, variables, images, *, axis_name, num_devices):
+    """Return the logits of replicated images, float32 [n, C]; each device computes its slice."""
+    if axis_name is not None:
+        local = images.shape[0] // num_devices
+        images = lax.dynamic_slice_in_dim(images, lax.axis_index(axis_name) * local, local)
+
+    def of(views):
+        return task.model.apply(variables, task.normalize(views), train=False).astype(jnp.float32)
+
+    values = of(images)
+    if flip:
+        values = (values + of(images[:, :, ::-1])) / 2
+    return values if axis_name is None else lax.all_gather(values, axis_name, tiled=True)
+
+
+def _for_this_machine(config):
+    """Return the configuration on the run's number of devices, or on all where there are fewer."""
+    config = config.copy_and_resolve_references()
+    available = jax.device_count()
+    if not 0 < config.num_devices <= available:
+        config.num_devices = available
+    if config.parallel == "jit" and config.num_devices > 1:
+        config.parallel = "auto"
+    config.eval_batch_size = _multiple(config.eval_batch_size, config.num_devices)
+    return config
+
+
+def _devices(config):
+    config = config.copy_and_resolve_references()
+    config.batch_size = _multiple(config.batch_size, config.num_devices)  # nothing is trained here
+    return parallel.create(config)
+
+
+def _multiple(size, count):
+    return -(-size // count) * count
+
+
+def _read_result(workdir):
+    path = workdir / "result.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        return {key: result[key] for key in ("selection", "steps", "test_loss", "test_accuracy")}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({specs.one_line(error)}): remove it, and the "
+                        "training command writes it again from the checkpoints") from error
+
+
+def _choose(workdir, task, which, result):
+    """Return (TrainState, why this one)."""
+    folder = workdir / "checkpoints"
+    if not any(folder.glob("*")):
+        raise UserError(f"{workdir} holds no checkpoint yet: wait until its first epoch is saved")
+    template = jax.tree.map(np.asarray, create_state(task, task.config.seed))
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        if which == "selected" and result:
+            rule, epoch = result["selection"]["rule"], result["selection"]["epoch"]
+            step = result["steps"] if rule == "last" else _step_of(workdir, epoch)
+            return (_restore(checkpoints, step, template, folder),
+                    f"selected by the rule {rule.replace('_', ' ')}")
+        newest = checkpoints.restore_latest(template)
+        if newest is None:
+            raise UserError(f"{folder} holds no finished checkpoint")
+        if which == "best":
+            rule, epoch = _best(task.config, newest, workdir)
+            return (_restore(checkpoints, _step_of(workdir, epoch), template, folder),
+                    f"the {rule.replace('_', ' ')} so far")
+        reason = "the newest checkpoint"
+        if int(newest.step) != checkpoints.steps()[-1]:
+            reason = "the newest that can be read; newer checkpoints are damaged"
+        return newest, reason if result else f"{reason}; the run is not finished"
+    finally:
+        checkpoints.close()
+
+
+def _best(config, newest, workdir):
+    """Return (rule, epoch) of the best epoch that the newest state knows of."""
+    rule = selection.kept_rule(config)
+    epoch = selection.best_epoch(newest.history, rule) if rule else None
+    if epoch is None:
+        raise UserError(f"{workdir} compares no epochs (val_size = {config.val_size}, selection = "
+                        f"{config.selection!r}), or has finished none: use --checkpoint=last")
+    return rule, epoch
+
+
+def _step_of(workdir, epoch):
+    """Return the step at the end of an epoch, from the run's own record."""
+    for row in run_folder.read_rows(workdir):
+        if row["epoch"] == epoch:
+            return row["step"]
+    raise UserError(f"{workdir}/metrics.jsonl has no row of epoch {epoch}, so its checkpoint "
+                    "cannot be found: put the file back, or use --checkpoint=last")
+
+
+def _restore(checkpoints, step, template, folder):
+    if step not in checkpoints.steps():
+        raise UserError(f"the checkpoint of step {step} is not in {folder} (there are "
+                        f"{', '.join(map(str, checkpoints.steps()))}): use --checkpoint=last")
+    try:
+        return checkpoints.restore(step, template)
+    except Exception as error:  # whatever a damaged file makes orbax raise
+        raise UserError(f"the checkpoint {folder / str(step)} cannot be read "
+                        f"({specs.one_line(error)}): put back an intact copy, or use "
+                        "--checkpoint=last") from error
+
+
+def check_target(path):
+    """Return `path` as a Path, once it is clear that a file can be written there.
+
+    Found out before the work, not after it. Raises UserError: no such folder, a folder of that
+    name, or no right to write.
+    """
+    path = pathlib.Path(path)
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}; create it first")
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; add a file name")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write {path}: the folder {path.parent} is not writable; choose "
+                        "another")
+    return path
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line with --workdir, --checkpoint and --flip, whose mistakes are UserErrors."""
+
+    def __init__(self, prog, description):
+        """Declare the arguments that every reader of a run has."""
+        super().__init__(prog=prog, description=description, allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.add_argument("--workdir", required=True, help="the run's folder; it is only read")
+        self.add_argument("--checkpoint", default="selected",
+                          help=f"which epoch: {', '.join(CHECKPOINTS)}; default selected")
+        self.add_argument("--flip", action="store_true",
+                          help="mean of the logits of each image and its mirror image")
+
+    def error(self, message):
+        """Raise UserError in place of a usage text of many lines."""
+        raise UserError(f"{message}; {self.prog} --help shows the arguments")
+
+
+def run(main, argv):
+    """Call main(argv) and exit as jaxcifar.main does: a UserError is one line on stderr."""
+    logging.set_verbosity(logging.ERROR)  # orbax warns that a folder opened to be read is read-only
+    try:
+        main(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was written", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,163 @@
+"""config.init_from: the weights that a run starts from.
+
+A file (.pt, .pth, .safetensors), a run folder, or the name of torchvision's ImageNet weights, which
+are looked for where torch keeps its downloads, and fetched from torchvision's address.
+"""
+
+import hashlib
+import http.client
+import os
+import pathlib
+import tempfile
+import urllib.error
+import urllib.request
+
+import jax
+import numpy as np
+
+from jaxcifar import config as config_lib
+from jaxcifar import convert, models, torch_weights, weight_files
+from jaxcifar.errors import UserError, unknown
+
+ADDRESS = "https://download.pytorch.org/models/"
+# torchvision's name: its file, whose last part is the beginning of the file's sha256
+TORCHVISION = {
+    "ResNet18_Weights.IMAGENET1K_V1": "resnet18-f37072fd.pth",
+    "MobileNet_V3_Small_Weights.IMAGENET1K_V1": "mobilenet_v3_small-047dcff4.pth",
+    "EfficientNet_V2_S_Weights.IMAGENET1K_V1": "efficientnet_v2_s-dd5fe13b.pth",
+}
+_TIMEOUT_S = 60.0
+_BLOCK = 1 << 20
+
+
+def start(task, state):
+    """Return a new run's state with the weights that its configuration names, and lines for the log.
+
+    task: Task. state: TrainState of numpy arrays, fresh. Where the weights are of other classes, or
+    have none, the classifier keeps its initial values. Returns (TrainState, list of str), ([] where
+    config.init_from is ""). Raises UserError: no such weights, or they are of another model.
+    """
+    config = task.config
+    if not config.init_from:
+        return state, []
+    path, given = _read(config.init_from)
+    name, options = _model(config)
+    own = torch_weights.to_torch(name, {"params": state.params, "batch_stats": state.batch_stats},
+                                 num_classes=task.num_classes, image_size=_image_size(task),
+                                 **options)
+    new = _new_keys(given, own, classifier_keys(name, task.num_classes, _image_size(task), options))
+    kept = {key: value for key, value in given.items() if key not in new}
+    try:
+        variables = torch_weights.from_torch(
+            name, kept | {key: own[key] for key in new}, num_classes=task.num_classes,
+            image_size=_image_size(task), **options)
+    except UserError as error:
+        raise UserError(f"config.init_from = {config.init_from!r}: {error}") from error
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    ema = {"params": params, "batch_stats": batch_stats} if config.ema_decay else {}
+    state = state.replace(params=params, batch_stats=batch_stats,
+                          ema=jax.tree.map(np.copy, ema))
+    loaded = sum(key in own for key in kept)
+    return state, [f"{loaded} tensors of {path}",
+                   f"new: {', '.join(sorted(new)) or 'none'}"]
+
+
+def classifier_keys(name, num_classes, image_size, options):
+    """Return the state_dict keys of a model whose shapes depend on the number of classes."""
+    shapes = []
+    for count in (num_classes, num_classes + 1):
+        model = models.create(name, count, **options)
+        images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
+        variables = jax.eval_shape(lambda x, m=model: m.init(jax.random.key(0), x, train=False),
+                                   images)
+        shapes.append({torch_weights.torch_key(tuple(key.key for key in path)): leaf.shape
+                       for path, leaf in jax.tree_util.tree_leaves_with_path(variables)})
+    return {key for key, shape in shapes[0].items() if shape != shapes[1][key]}
+
+
+def _new_keys(given, own, classifier):
+    """Return the classifier's keys, unless the weights have all of them in the model's shapes."""
+    fits = all(key in given and tuple(given[key].shape) == own[key].shape for key in classifier)
+    return set() if fits else classifier
+
+
+def _read(source):
+    """Return (where the weights were, state_dict) of config.init_from."""
+    if source.partition(".")[0].endswith("_Weights"):
+        path = torchvision_file(source)
+    else:
+        path = pathlib.Path(source)
+        if path.is_dir():
+            return path, _of_run(path)
+        if path.suffix not in weight_files.SUFFIXES:
+            raise UserError(f"config.init_from = {source!r}: there is no such run folder; give one, a "
+                            f"{', '.join(weight_files.SUFFIXES)} file, or one of "
+                            f"{', '.join(TORCHVISION)}")
+    return path, weight_files.load_file(path)
+
+
+def _of_run(folder):
+    """Return the state_dict of a run's best epoch (the last one where it compares none)."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = pathlib.Path(scratch) / "weights.safetensors"
+        convert.export_run(folder, path)
+        return {key: np.array(value) for key, value in weight_files.load_file(path).items()}
+
+
+def torchvision_file(name):
+    """Return the path of torchvision's weights `name`, downloaded if they are not there.
+
+    They are where torch.hub keeps them: $TORCH_HOME/hub/checkpoints, TORCH_HOME being
+    $XDG_CACHE_HOME/torch or ~/.cache/torch by default. Raises UserError: an unknown name, a file
+    whose sha256 is not the one in its name, or no way to fetch it.
+    """
+    if name not in TORCHVISION:
+        raise UserError(unknown("torchvision weights", name, TORCHVISION))
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    home = os.environ.get("TORCH_HOME") or pathlib.Path(cache) / "torch"
+    path = pathlib.Path(home).expanduser() / "hub" / "checkpoints" / TORCHVISION[name]
+    if not path.exists():
+        _download(ADDRESS + path.name, path)
+    elif not _is_whole(path, path.name):
+        raise UserError(f"{path} is damaged (its sha256 is not the one in its name): remove it, and "
+                        f"it is fetched again from {ADDRESS}{path.name}")
+    return path
+
+
+def _download(address, path):
+    """Fetch a file to `path`; it gets its name only when its sha256 is right."""
+    part = path.with_name(path.name + ".part")
+    advice = f"fetch {address} on a machine with a network, and put it at {path}"
+    print(f"downloading {address} to {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(address, timeout=_TIMEOUT_S) as reply, part.open("wb") as file:
+            while block := reply.read(_BLOCK):
+                file.write(block)
+    except (OSError, http.client.HTTPException) as error:  # URLError and timeouts too
+        part.unlink(missing_ok=True)
+        reason = getattr(error, "reason", None) or error
+        raise UserError(f"cannot download {path.name} ({reason}): {advice}") from error
+    if not _is_whole(part, path.name):
+        part.unlink()
+        raise UserError(f"{address} came damaged (its sha256 is not the one in its name): try again, "
+                        f"or {advice}")
+    part.replace(path)
+
+
+def _is_whole(path, name):
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest().startswith(name.rpartition("-")[2].partition(".")[0])
+
+
+def _model(config):
+    """Return the model's registered name and its options."""
+    options = config_lib.to_dict(config)["model"]
+    return options.pop("name"), options
+
+
+def _image_size(task):
+    return task.augment.output_shape((32, 32, 3))[0]

@@ -1,0 +1,277 @@
+"""docs/parity.md: every published number beside ours, made of results/ alone."""
+
+import pathlib
+import statistics
+
+from jaxcifar.report import parity_figures, parity_judge, parity_results, parity_rows
+from jaxcifar.run_folder import write_atomic
+
+_TITLES = {
+    "googlenet": "GoogLeNet's variants (CIFAR-10, \"Deep Learning Mini-Project - Fall 2022\")",
+    "resnet5m": "ResNets under 5 million parameters (CIFAR-10, \"Deep Learning Mini Project\")",
+    "cifar100": "Networks on CIFAR-100 (\"Report Homework 3 - Deep Learning\")",
+    "se_resnet": "SE bottlenecks in DLA trees (CIFAR-10, \"Team DLEnthusiasts\")",
+    "architectures": "MLP, CNN and ViT (CIFAR-10, \"Deep Learning 2023 - Project I report\")",
+}
+_METRICS = {"params": "parameters", "kaggle_accuracy": "Kaggle accuracy (ours: test)",
+            "minutes": "minutes for the run", "seconds_per_epoch": "seconds per epoch"}
+_MEASURED = {
+    "last": "last epoch", "best_val_loss": "epoch of the lowest validation loss",
+    "best_val_accuracy": "epoch of the best validation accuracy",
+    "best_test_accuracy": "epoch of the best test accuracy"}
+_SOURCES = {"report": "", "log": ", by the authors' log",
+            "recount": ", recounted"}
+_MARKS = {parity_judge.WITHIN: "yes", parity_judge.EXPLAINED: "no: see below",
+          parity_judge.OUTSIDE: "**NO**", parity_judge.STALE: "stale",
+          parity_judge.NOT_JUDGED: "not judged"}
+
+_INTRODUCTION = """\
+# Parity with the published numbers
+
+Every number of the five reports, and what this code gives for it. Made from `results/` (one file
+per row: every seed's values and curves, configuration hash, commit, versions, device, seconds) by
+`python scripts/parity.py --report-only`; nothing here is written by hand, but for the reasons in
+`results/notes.csv`.
+
+- **Ours** is the mean over seeds +- the standard deviation (n - 1), then the number of seeds. A
+  parameter count is that of the network which the configuration builds; it needs no run.
+- **Holds**: accuracy of a run of 10 epochs or more at most 1.0 point below the published value (the
+  lower end of a range); of a shorter run at most 10 points below; loss at most 10% or 0.05 above (a
+  shorter run 20% or 0.3); parameters equal, or equal when rounded to 0.1 million where the report
+  prints millions. Better is fine. Times are shown and not judged: the hardware is another.
+- **about**: the report gives the number only roughly, in its text or in a figure.
+- Kaggle accuracy is that of the 10,000 images that are scored, which are the test set: ours is
+  measured there.
+- **recounted**: of the network that is built here, where the report's count is rounded or fits
+  nothing. **Needs ImageNet weights**: torchvision's, which this repository does not contain.
+- The configuration hash in `results/` is that of seed 0. A result whose configuration has changed
+  since is **stale**, and a test fails.
+- The last column is the command that measures the row, with seeds 0, 1 and 2 (`--seeds=0` for one).
+  What is already in `results/` is not run again: remove the row's file there, and its folder in
+  `runs/parity`, to measure it anew.
+"""
+
+
+def write(root, say=print):
+    """Write root/docs/parity.md and docs/figures/; return the numbers that fail, a list of lines.
+
+    Raises UserError if a result or a note cannot be read, or a file cannot be written.
+    """
+    root = pathlib.Path(root)
+    known, counted, results, judged = gather(root)
+    (root / "docs").mkdir(exist_ok=True)
+    drawn = parity_figures.write(root / "docs" / "figures", fresh(results, known))
+    write_atomic(root / "docs" / "parity.md", page(known, results, judged))
+    say("wrote docs/parity.md" + (f" and drew {', '.join(drawn)}" if drawn else ""))
+    return [*parity_results.stale(results, known), *parity_judge.failures(judged)]
+
+
+def gather(root):
+    """Return (recipes, counts, results, verdicts) of a repository's root."""
+    known = parity_rows.recipes(root)
+    counted, results = parity_rows.counts(root, known), parity_results.read(root)
+    notes = parity_judge.read_notes(root)
+    return known, counted, results, parity_judge.verdicts(known, counted, results, notes)
+
+
+def fresh(results, known):
+    """Return the results that are of the rows' current configurations."""
+    return {name: content for name, content in results.items()
+            if name in known and content["config_hash"] == known[name].hash}
+
+
+def page(known, results, judged):
+    """Return the text of docs/parity.md.
+
+    known: {name: Recipe}. results: see parity_results.read. judged: list of Verdict.
+    """
+    lines = [_INTRODUCTION, "## Summary", "", *_summary(judged), ""]
+    for report in parity_rows.reports():
+        of_report = [v for v in judged if v.number.report == report]
+        lines += [f"## {_TITLES[report]}", ""]
+        for table in dict.fromkeys(v.number.table for v in of_report):
+            lines += [f"### {report}: {table.replace('_', ' ')}", "",
+                      *_table([v for v in of_report if v.number.table == table], known), ""]
+        lines += _figures(report, fresh(results, known))
+    return "\n".join([*lines, *_unpublished(known, results), *_runs(results)]).rstrip() + "\n"
+
+
+def _summary(judged):
+    """The table at the top: a line per report, and their sum."""
+    lines = ["| report | parameter counts that hold | other numbers | measured | hold | "
+             "outside, explained | outside | not measured | need ImageNet weights | times, not "
+             "judged |", "| --- " + "| ---: " * 9 + "|"]
+    for report in (*parity_rows.reports(), "all"):
+        of_report = [v for v in judged if report in (v.number.report, "all")]
+        counts = [v for v in of_report if v.number.metric == "params"
+                  and v.status != parity_judge.NEEDS_WEIGHTS]
+        times = [v for v in of_report if _is_time(v)]
+        others = [v for v in of_report if v not in counts and v not in times]
+        number = {status: sum(v.status == status for v in others)
+                  for status in parity_judge.STATUSES}
+        measured = sum(number[status] for status in (
+            parity_judge.WITHIN, parity_judge.EXPLAINED, parity_judge.OUTSIDE))
+        held, explained = (sum(v.status == status for v in counts)
+                           for status in (parity_judge.WITHIN, parity_judge.EXPLAINED))
+        cells = (f"{held} of {len(counts)}" + f", {explained} explained" * bool(explained),
+                 len(others), measured, number[parity_judge.WITHIN],
+                 number[parity_judge.EXPLAINED], number[parity_judge.OUTSIDE],
+                 number[parity_judge.NOT_MEASURED] + number[parity_judge.STALE],
+                 number[parity_judge.NEEDS_WEIGHTS], len(times))
+        lines.append(f"| {report} | {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def _table(judged, known):
+    """One table of a report, and the reasons and remarks on its numbers."""
+    lines = ["| row | number | published | ours | difference | holds | run again |",
+             "| --- | --- | ---: | ---: | ---: | --- | --- |"]
+    remarks, shown = {}, None
+    order = list(dict.fromkeys(v.row for v in judged))
+    for v in sorted(judged, key=lambda v: order.index(v.row)):
+        new = v.row != shown
+        shown = v.row
+        name = v.row.partition("/")[2]
+        lines.append("| " + " | ".join((
+            f"`{name}`" if new else "", _number(v.number), _published(v.number), _ours(v),
+            _difference(v), _MARKS.get(v.status, v.status),
+            _command(v.row) if new and v.row in known and known[v.row].needs_run else "")) + " |")
+        known_to_all = v.number.source == "recount" or v.number.metric == "kaggle_accuracy"
+        note = "" if known_to_all else v.number.note  # the page's beginning says it
+        remark = "; ".join(text for text in (v.reason, note) if text)
+        if remark:
+            remarks.setdefault(remark, {})[f"`{name}`"] = True
+    return [*lines, *([""] if remarks else []),
+            *(f"- {', '.join(names)}: {remark}." for remark, names in remarks.items())]
+
+
+def _number(number):
+    plain = number.metric.replace("_", " ").replace("val ", "validation ")
+    name = _METRICS.get(number.metric, plain)
+    if number.measured == f"best_{number.metric}":
+        return f"best {name}{', the test set had a say' * name.startswith('test')}"
+    if number.metric == "params" or number.measured == "clock":
+        return name + _SOURCES[number.source]
+    when = f"epoch {number.epoch}" if number.epoch else _MEASURED[number.measured]
+    return f"{name}, {when}{_SOURCES[number.source]}"
+
+
+def _published(number):
+    if number.metric == "params":
+        text = f"{number.value / 1e6:.1f} M" if number.approximate else f"{number.value:,.0f}"
+        return text
+    if number.upper is not None:
+        return f"{number.value:g}-{number.upper:g}"
+    return f"about {number.value:g}" if number.approximate else f"{number.value:g}"
+
+
+def _ours(verdict):
+    if verdict.mean is None:
+        return ""
+    if verdict.number.metric == "params":
+        return f"{verdict.mean:,.0f}"
+    digits = _digits(verdict.number)
+    spread = "" if verdict.std is None else f" +- {verdict.std:.{digits}f}"
+    return f"{verdict.mean:.{digits}f}{spread} ({len(verdict.ours)})"
+
+
+def _difference(verdict):
+    if verdict.difference is None or verdict.status == parity_judge.NOT_JUDGED:
+        return ""
+    if verdict.number.metric == "params":
+        if verdict.number.approximate and verdict.status == parity_judge.WITHIN:
+            return "0"
+        return f"{verdict.difference:+,.0f}" if verdict.difference else "0"
+    return f"{verdict.difference:+.{_digits(verdict.number)}f}"
+
+
+def _digits(number):
+    return 3 if number.metric.endswith("_loss") else 1 if _is_clock(number) else 2
+
+
+def _is_clock(number):
+    return number.measured == "clock"
+
+
+def _is_time(verdict):
+    return _is_clock(verdict.number)
+
+
+def _command(row):
+    return f"`python scripts/parity.py --rows='{row}'`"
+
+
+def _figures(report, results):
+    lines = []
+    for figure in parity_figures.FIGURES:
+        if figure.report != report:
+            continue
+        panels, missing = parity_figures.measured(figure, results)
+        if not panels:
+            lines += [f"Figure \"{figure.title}\": nothing of it is measured yet.", ""]
+            continue
+        left = f" {missing} of its curves are not measured yet." if missing else ""
+        lines += [f"![{figure.title}](figures/{figure.name}.png)", "",
+                  f"{figure.title}: mean over seeds, band of one standard deviation, as far as "
+                  f"every seed went.{left}", ""]
+    return lines
+
+
+def _unpublished(known, results):
+    """Rows that were measured and have no published number."""
+    lines = []
+    for name, content in fresh(results, known).items():
+        if known[name].needs_run:
+            continue
+        cells = [_mean_of(content, metric) for metric in ("val_accuracy", "test_accuracy")]
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {_command(name)} |")
+    if not lines:
+        return []
+    return ["## Measured, without a published number", "",
+            "| row | validation accuracy | test accuracy | run again |",
+            "| --- | ---: | ---: | --- |", *lines, ""]
+
+
+def _mean_of(content, metric):
+    values = [record["values"][metric] for record in content["seeds"].values()
+              if metric in record["values"]]
+    if not values:
+        return ""
+    spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread} ({len(values)})"
+
+
+def _runs(results):
+    """Where and with what each row was measured."""
+    lines = ["## Where it was measured", ""]
+    if not results:
+        return [*lines, "Nothing was measured yet.", ""]
+    lines += ["Minutes: compilation and epochs of one run, on average; other work may have shared "
+              "the machine. A + after the commit: tracked files differed from it.", "",
+              "| row | seeds | epochs | minutes | device | JAX | commit |",
+              "| --- | --- | --- | ---: | --- | --- | --- |"]
+    for name, content in results.items():
+        records = content["seeds"].values()
+        minutes = sum(record["seconds"] for record in records) / len(records) / 60
+        lines.append("| " + " | ".join((
+            f"`{name}`", ", ".join(content["seeds"]), _each(r["epochs"] for r in records),
+            f"{minutes:.1f}", _each(map(_device, records)),
+            _each(r["versions"]["jax"] for r in records), _each(map(_commit, records)))) + " |")
+    return [*lines, ""]
+
+
+def _each(values):
+    return ", ".join(dict.fromkeys(map(str, values)))
+
+
+def _device(record):
+    device = record["device"]
+    if device["platform"] == "cpu":
+        return f"{device['host_cores']} cores of {device['host']}"
+    return f"{device['count']} x {device['kind']}"
+
+
+def _commit(record):
+    if not record["commit"]:
+        return "unknown"
+    return record["commit"][:8] + ("+" if record["dirty"] else "")

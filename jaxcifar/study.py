@@ -1,0 +1,252 @@
+"""An Optuna study that several processes and machines share: trials taken, ended, tried once more.
+
+A trial and its retries are a chain, and a study of n trials has n chains. Every process at work
+holds a lock on WORKDIR/workers/ID; the operating system drops it when the process ends, however it
+ends, and what a process left running is then seen to be lost.
+"""
+
+import contextlib
+import math
+import pathlib
+import uuid
+import warnings
+
+import numpy as np
+
+from jaxcifar import run_folder
+from jaxcifar.errors import UserError, unknown
+
+# How a trial ends: its kind, and Optuna's state. Optuna's TPE learns from COMPLETE and PRUNED, so
+# what the parameters are to blame for is PRUNED, and FAIL is what may go better the next time.
+_STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "refused": "PRUNED", "diverged": "FAIL",
+           "out_of_memory": "FAIL", "error": "FAIL", "stopped": "FAIL"}
+_MOST_FAILURES = 1  # after so many, a chain is not tried again
+_LOCK_SECONDS = 60  # SQLite waits so long for another process's write
+
+
+def load_optuna():
+    """Return the module optuna, silenced below warnings; UserError where it is not installed."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("a search needs Optuna, which is not installed: "
+                        "pip install -e '.[tune]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+class Study:
+    """A study, and this process's part in it. A context manager: leaving it ends that part."""
+
+    def __init__(self, workdir, name, search, declaration, *, storage="", seed=0):
+        """Open a study, or create it.
+
+        Args:
+          workdir: Path of this machine's folder. name: of the study in its storage. search:
+            search_space.Search. declaration: {entry: text}, what must be alike for all who take
+            part. storage: Optuna's RDB URL, "journal:FILE", or "" for WORKDIR/study.db.
+          seed: of the sampler.
+
+        Raises:
+          UserError: no Optuna, no such storage, or the study was declared otherwise.
+        """
+        self._optuna, self._workdir, self._seed = load_optuna(), pathlib.Path(workdir), seed
+        self._worker = uuid.uuid4().hex[:12]
+        self._locks = contextlib.ExitStack()
+        with run_folder.writing(self._workdir):
+            (self._workdir / "workers").mkdir(parents=True, exist_ok=True)
+        with self._alone():  # two processes must not both create the tables
+            self._study = self._optuna.create_study(
+                storage=_storage(self._optuna, storage, self._workdir), study_name=name,
+                direction=search.direction, pruner=_pruner(self._optuna, search),
+                load_if_exists=True)
+            there = self._study.user_attrs.get("declaration")
+            if there is None:
+                self._study.set_user_attr("declaration", declaration)
+            elif there != declaration:
+                raise UserError(_otherwise(name, declaration, there))
+        path = self._worker_file(self._worker)
+        self._locks.callback(path.unlink, missing_ok=True)
+        self._locks.enter_context(_locked(path))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._locks.close()
+
+    def take(self, limit, *, retry_running=False):
+        """Return the next Trial of a study of `limit` trials, or None where none is left to take.
+
+        A lost trial is failed, and taken anew if that is its first failure. retry_running: so is
+        every trial that a process of another WORKDIR left running.
+        """
+        with self._alone():
+            self._fail_lost(retry_running)
+            trials = self._trials()
+            waiting = any(t.state.name == "WAITING" for t in trials)
+            if not waiting and len(_originals(trials)) >= limit:
+                return None
+            trial = self._study.ask()
+            trial.set_user_attr("worker", self._worker)
+        if "first" not in trial.user_attrs:
+            before = [t for t in _originals(self._trials()) if t.number < trial.number]
+            if len(before) >= limit:  # another machine took the last one at the same moment
+                trial.set_user_attr("kind", "surplus")
+                self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+                return None
+        # From (seed, number), so that a study goes on as if it had never been interrupted.
+        entropy = np.random.SeedSequence((self._seed, trial.number)).generate_state(1)[0]
+        self._study.sampler = self._optuna.samplers.TPESampler(seed=int(entropy))
+        return trial
+
+    def end(self, trial, kind, *, value=None, reason=""):
+        """End a Trial; try it once more if it failed for the first time, or was only stopped.
+
+        kind: "complete", with its value; "pruned"; "refused", by its configuration's check;
+        "diverged", "out_of_memory", "error", "stopped". reason: for the reader, str.
+        Returns whether it is tried again.
+        """
+        failures = trial.user_attrs.get("failures", 0)
+        again = _STATES[kind] == "FAIL" and (kind == "stopped" or failures < _MOST_FAILURES)
+        state = _STATES[kind]
+        if kind == "diverged" and not again:
+            state = "PRUNED"  # twice, from two seeds: the parameters are to blame
+        trial.set_user_attr("kind", kind)
+        trial.set_user_attr("reason", reason)
+        self._study.tell(trial, value, state=self._optuna.trial.TrialState[state])
+        if again:
+            self._enqueue(trial, failures + (kind != "stopped"),
+                          trial.user_attrs.get("seed_shift", 0) + (kind == "diverged"))
+        return again
+
+    def records(self):
+        """Return the trials as dicts fit for JSON, in the order of their numbers."""
+        return [_record(t) for t in self._trials() if t.user_attrs.get("kind") != "surplus"]
+
+    def importances(self):
+        """Return {parameter: share of the importance} by PED-ANOVA, or {} where trials are too few."""
+        values = {t.value for t in self._trials() if t.state.name == "COMPLETE"}
+        if len(values) < 4:
+            return {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says of every small study that it is small
+            try:
+                return self._optuna.importance.get_param_importances(
+                    self._study, evaluator=self._optuna.importance.PedAnovaImportanceEvaluator())
+            except (ValueError, RuntimeError, ImportError):
+                return {}
+
+    def _trials(self):
+        return self._study.get_trials(deepcopy=False)
+
+    def _enqueue(self, trial, failures, seed_shift):
+        first = trial.user_attrs.get("first", trial.number)
+        self._study.enqueue_trial(trial.params, user_attrs={
+            "first": first, "failures": failures, "seed_shift": seed_shift})
+
+    def _fail_lost(self, retry_running):
+        for trial in self._trials():
+            worker = trial.user_attrs.get("worker")
+            if trial.state.name != "RUNNING" or worker == self._worker:
+                continue
+            path = self._worker_file(worker) if worker else None
+            here = path is not None and path.exists()
+            if _is_free(path) if here else retry_running:
+                self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
+                failures = trial.user_attrs.get("failures", 0)
+                if failures < _MOST_FAILURES:
+                    self._enqueue(trial, failures + 1, trial.user_attrs.get("seed_shift", 0))
+                if here:
+                    path.unlink(missing_ok=True)
+
+    def _alone(self):
+        """Keep the other processes of this WORKDIR from opening or taking meanwhile."""
+        return _locked(self._workdir / "workers" / "turn")
+
+    def _worker_file(self, worker):
+        return self._workdir / "workers" / worker
+
+
+def _originals(trials):
+    """Return the first trial of every chain."""
+    return [t for t in trials
+            if "first" not in t.user_attrs and t.user_attrs.get("kind") != "surplus"]
+
+
+def _record(trial):
+    attrs, state = trial.user_attrs, trial.state.name
+    ends = {"RUNNING": "running", "WAITING": "waiting", "FAIL": "lost"}
+    kind = attrs.get("kind", ends.get(state, state.lower()))
+    values = {epoch: value for epoch, value in sorted(trial.intermediate_values.items())
+              if math.isfinite(value)}
+    return {
+        "number": trial.number, "kind": kind, "value": trial.value if kind == "complete" else None,
+        "reason": attrs.get("reason") or ("its process ended" if kind == "lost" else ""),
+        "retry_of": attrs.get("first"), "folder": attrs.get("folder"),
+        "config_hash": attrs.get("config_hash"), "seed": attrs.get("seed"),
+        "seconds": trial.duration.total_seconds() if trial.duration else None,
+        "params": dict(trial.params or trial.system_attrs.get("fixed_params", {})),
+        "epochs": values}
+
+
+def _storage(optuna, url, workdir):
+    """Return Optuna's storage for a URL, see Study."""
+    from sqlalchemy.exc import SQLAlchemyError
+    url = url or f"sqlite:///{workdir / 'study.db'}"
+    try:
+        if url.startswith("journal:"):
+            backend = optuna.storages.journal.JournalFileBackend(url.removeprefix("journal:"))
+            return optuna.storages.JournalStorage(backend)
+        options = {"connect_args": {"timeout": _LOCK_SECONDS}} if url.startswith("sqlite:") else {}
+        return optuna.storages.RDBStorage(url, engine_kwargs=options)
+    except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--storage={url} cannot be opened ({reason}): give journal:FILE, or a URL "
+                        "such as sqlite:///FILE or mysql://USER@HOST/DATABASE whose driver is "
+                        "installed") from error
+
+
+def _pruner(optuna, search):
+    makers = {"median": optuna.pruners.MedianPruner, "none": optuna.pruners.NopPruner,
+              "halving": optuna.pruners.SuccessiveHalvingPruner}
+    try:
+        return makers[search.pruner](**search.pruner_options)
+    except KeyError as error:
+        raise UserError(unknown("pruner of search_space", search.pruner, makers)) from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"search_space: pruner {search.pruner!r}: {error}") from error
+
+
+def _otherwise(name, ours, theirs):
+    lines = [f"{entry}: {theirs.get(entry, 'absent')!r} there, {ours.get(entry, 'absent')!r} here"
+             for entry in sorted({*ours, *theirs}) if ours.get(entry) != theirs.get(entry)]
+    return (f"the storage holds a study '{name}' that was declared otherwise ({'; '.join(lines)}): "
+            "choose another --workdir or --study, or the same configuration to go on")
+
+
+@contextlib.contextmanager
+def _locked(path):
+    """Hold an exclusive lock on a file, which is created; wait for it. Nothing on Windows."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with run_folder.writing(path):
+        file = path.open("ab")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _is_free(path):
+    """Return whether no process holds the lock on a file, False where that cannot be known."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    with contextlib.suppress(OSError), path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False

@@ -1,0 +1,39 @@
+"""Measure jaxcifar beside PyTorch:  python scripts/benchmark.py [--quick]
+
+python scripts/benchmark.py --work=step:mobilenetv2,cnn3,epoch:resnet18@512 --batch=128 \
+    --contenders=jaxcifar,torch_eager --repeats=5 --threads=1
+"""
+
+import argparse
+import pathlib
+import sys
+
+from jaxcifar.benchmark import driver
+from jaxcifar.errors import UserError
+
+
+def main():
+    """Parse the flags, measure; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--quick", action="store_true", help="on CPU a quarter of an hour; smaller, fewer repeats")
+    add("--work", default="", help="KIND:MODEL[@BATCH],...; kinds: step, epoch, eval, augment")
+    add("--contenders", default="", help="of jaxcifar, jaxcifar_bf16, torch_eager, torch_best")
+    add("--repeats", type=int, default=0, help="measurements of each, in turns (5; quick: 3)")
+    add("--batch", type=int, default=0, help="for --work without @BATCH (the model's usual one)")
+    add("--epoch_steps", type=int, default=None, help="extrapolate epochs from so many; 0: whole")
+    add("--threads", type=int, default=0, help="CPU cores for each contender (all)")
+    add("--compiled", choices=("auto", "yes", "no"), default="auto", help="torch.compile tried?")
+    add("--seconds", type=float, default=0.0, help="that one measurement should take (2; quick: 1)")
+    add("--name", default="", help="results/benchmark_DEVICE_NAME.json (with --work: else none)")
+    add("--out", default=pathlib.Path(__file__).resolve().parent.parent, help="folder of results/")
+    try:
+        driver.run(**vars(parser.parse_args()))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

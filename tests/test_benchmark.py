@@ -1,0 +1,257 @@
+"""The benchmark: selections, ratios, the table, twins for every name, one run from end to end."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from jaxcifar import models
+from jaxcifar.augment import policies
+from jaxcifar.augment.geometry import View
+from jaxcifar.benchmark import (child, driver, inputs, jax_contender, pillow_transforms, plot,
+                                table, torch_augment, torch_data, torch_twins, work)
+from jaxcifar.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+
+def measured(images, seconds, cpu_seconds):
+    return {"images": images, "seconds": seconds, "cpu_seconds": cpu_seconds}
+
+
+def report(**fields):
+    return {"dtype": "float32", "variant": "as is", "peak_host_bytes": 3_000_000,
+            "peak_device_bytes": None, "loss": 2.3, "environment": {"device": "cpu"},
+            "first_seconds": {"epoch": 1.5, "augment": 0.5}, **fields}
+
+
+@pytest.fixture
+def rows():
+    """Three turns: ours takes 1, 2 and 4 s, PyTorch's 3, 4 and 4 s, twice as much CPU time."""
+    ours, theirs = (1.0, 2.0, 4.0), (3.0, 4.0, 4.0)
+    turns = {
+        "epoch": [{"jaxcifar": measured(100, a, a), "torch_best": measured(100, b, 2 * b)}
+                  for a, b in zip(ours, theirs)],
+        "augment": 3 * [{"jaxcifar": measured(100, 0.5, 0.5), "torch_best": measured(50, 1, 1)}],
+        "peak": 3 * [{"jaxcifar": measured(6e6, 1.0, 1.0), "torch_best": measured(5e6, 1, 1)}]}
+    reports = {"jaxcifar": report(multiply_adds=1000, training=2500),
+               "torch_best": report(compile_seconds=7.0),
+               "torch_eager": {"error": "PyTorch is not installed"}}
+    entry = work.create("lenet", 10, ("epoch", "augment"), num_train=500, epoch_steps=10)
+    return {(r["kind"], r["contender"]): r for r in table.rows(entry, turns, reports)}
+
+
+def test_speeds_are_medians_and_ratios_are_of_the_same_turn(rows):
+    row = rows["epoch", "jaxcifar"]
+    assert row["images_per_second"] == 50
+    assert row["ratio"] == {"torch_best": 2}  # median of 3, 2, 1; of the medians it would be 2 too
+    assert row["ratio_by_cpu_time"] == {"torch_best": 4}
+    assert rows["epoch", "torch_best"]["ratio"] == {}
+    assert rows["augment", "jaxcifar"]["ratio"] == {"torch_best": 4}
+    assert row["cpu_seconds_per_image"] == 0.02
+
+
+def test_an_epoch_is_extrapolated_from_the_images_measured(rows):
+    assert rows["epoch", "jaxcifar"]["epoch_seconds"] == 10
+    assert rows["epoch", "jaxcifar"]["extrapolated"]
+    assert rows["epoch", "jaxcifar"]["augmentation_share"] == 0.25  # 200 images/s alone
+
+
+def test_share_of_the_peak_that_the_fastest_product_of_that_dtype_gave(rows):
+    # 50 images/s, 2 operations for each of 2,500 multiply-adds; 6e6 at the peak
+    assert rows["epoch", "jaxcifar"]["share_of_peak"] == pytest.approx(50 * 5000 / 6e6)
+    assert rows["epoch", "torch_best"]["peak_flops"] == 6e6
+    assert "share_of_peak" not in rows["augment", "jaxcifar"]
+
+
+@pytest.mark.parametrize(("name", "first"), [
+    ("mlp_s", 3072 * 1500), ("resnet18", 32 * 32 * 27 * 64), ("vit", 64 * 48 * 30)])
+def test_a_training_step_needs_no_gradient_of_the_images(name, first):
+    counts = jax_contender.multiply_adds(name)
+    assert counts["training"] == 3 * counts["multiply_adds"] - first
+
+
+def test_compile_seconds_count_what_was_compiled_before_the_first_call(rows):
+    assert rows["epoch", "torch_best"]["compile_seconds"] == 8.5
+    assert rows["augment", "torch_best"]["compile_seconds"] == 0.5
+
+
+def test_the_table_says_what_was_measured_and_what_failed(rows):
+    text = table.text(list(rows.values()))
+    ours = next(line for line in text.splitlines() if line.startswith("epoch:lenet@10"))
+    assert ours.split()[:7] == ["epoch:lenet@10", "jaxcifar", "50.0", "-", "2.00", "-", "4.00"]
+    assert "epoch 10.0 s (extrapolated from 100 images); augmentation 25%" in ours
+    assert "torch_eager   PyTorch is not installed" in text
+    assert "jaxcifar over torch_best, by time: median 2.00, 2.00 to 2.00 (steps and epochs: 1)" in (
+        table.summary(list(rows.values())))
+
+
+def test_the_plot_is_a_png_of_our_rows(rows, tmp_path):
+    figure = plot.bars(list(rows.values()), tmp_path / "plot.png", title="title")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["epoch:lenet@10", "augment:lenet@10"]
+
+
+def test_a_selection_names_kinds_models_and_batch_sizes():
+    assert work.parse("mobilenetv2,epoch:cnn3,lenet@64,eval:cnn3", 32) == [
+        ("mobilenetv2", 32, ("step",)), ("cnn3", 32, ("epoch", "eval")), ("lenet", 64, ("epoch",))]
+    chosen, = work.select("step:resnet5m", quick=True, on_cpu=True)
+    assert (chosen.batch, chosen.optimizer, chosen.compile) == (64, "adam", False)
+    assert "autoaugment" in chosen.augment and chosen.epoch_steps == 4
+    assert work.select("epoch:resnet5m")[0].epoch_steps == 0  # a GPU does whole epochs
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("resnet81", "did you mean 'resnet18'"), ("stop:lenet", "did you mean 'step'"),
+    ("lenet@x", "batch size 'x'")])
+def test_a_wrong_selection_is_explained(text, message):
+    with pytest.raises(UserError, match=message):
+        work.select(text)
+
+
+def test_every_registered_model_has_a_twin_of_as_many_parameters():
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    counts = {name: int(count.replace(",", "")) for name, count in re.findall(
+        r"^\| `(\w+)` \|[^|]*\| ([\d,]+) \|", page, re.MULTILINE)}
+    assert set(counts) == set(models.names())
+    for name, count in counts.items():
+        with torch.device("meta"):
+            twin = torch_twins.build(name, 10)
+        assert sum(p.numel() for p in twin.parameters()) == count, name
+
+
+def test_missing_torch_is_explained(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match="pip install torch"):
+        torch_twins.build("lenet", 10)
+
+
+def test_the_augmentations_of_all_contenders_do_the_same(sample_images):
+    draw = policies.autoaugment((32, 32))
+    rows = {name: torch.from_numpy(np.ascontiguousarray(value))
+            for name, value in draw.rows._asdict().items()}
+    image = sample_images[0]
+    batch = torch.from_numpy(image.transpose(2, 0, 1).copy()).unsqueeze(0)
+    numbers = jnp.arange(len(draw.operations))
+    every = jax.jit(jax.vmap(lambda number: policies.apply(
+        draw.rows, View(jnp.asarray(image)), number[None]).read()))(numbers)
+    for number, operation in enumerate(draw.operations[1:], start=1):
+        ours = np.asarray(every[number])
+        pillow = pillow_transforms._operation(Image.fromarray(image), *operation)
+        np.testing.assert_array_equal(np.asarray(pillow), ours, err_msg=str(operation))
+        theirs = torch_augment.operate(batch, rows, torch.tensor([number]))
+        theirs = theirs[0].numpy().transpose(1, 2, 0)
+        difference = np.abs(theirs.astype(int) - ours)
+        assert difference.max() <= 1 and (difference > 0).mean() < 0.01, operation
+
+
+def test_device_augmentation_crops_flips_and_rotates(sample_images):
+    torch.manual_seed(0)
+    image = torch.from_numpy(sample_images[1].transpose(2, 0, 1).copy())
+    images = image.expand(200, -1, -1, -1)
+    flipped = torch_augment.build("flip", CPU)(images)
+    same = (flipped == image).flatten(1).all(1)
+    assert 70 < same.sum() < 130 and (flipped[~same] == image.flip(2)).all()
+    padded = torch.nn.functional.pad(image, (2, 2, 2, 2))
+    windows = [padded[:, i:i + 32, j:j + 32] for i in range(5) for j in range(5)]
+    found = {next(k for k, w in enumerate(windows) if (w == crop).all())
+             for crop in torch_augment.build("crop(2)", CPU)(images)}
+    assert found == set(range(25))
+    turned = torch_augment.build("rotation(5)", CPU)(images)
+    assert (turned[:, :, 15:17, 15:17] == image[:, 15:17, 15:17]).float().mean() > 0.9
+    assert (turned[:, :, 0, 0] == 0).all(1).float().mean() > 0.5  # corners turned out of view
+    with pytest.raises(UserError, match="cutmix"):
+        torch_augment.build("cutmix", CPU)
+
+
+def test_the_loader_gives_normalised_batches():
+    arrays = inputs.generated(20)
+    images, labels = next(iter(torch_data.loader(arrays, "crop(4)|flip", 8, train=True, workers=0)))
+    assert images.shape == (8, 3, 32, 32) and images.dtype == torch.float32
+    images, labels = next(iter(torch_data.loader(arrays, "", 8, train=False, workers=0)))
+    expected = (arrays["images"][:8] / 255 - inputs.MEAN) / inputs.STD
+    np.testing.assert_allclose(images.numpy().transpose(0, 2, 3, 1), expected, atol=1e-5)
+    assert labels.tolist() == arrays["labels"][:8].tolist()
+
+
+def test_cpu_seconds_count_worker_processes():
+    code = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    before = child.cpu_seconds()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert child.cpu_seconds() - before >= 0.25
+
+
+def test_from_end_to_end(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "--repeats=2", "--quick",
+               "--work=step:lenet,epoch:lenet,eval:lenet,augment:lenet", "--batch=8",
+               "--epoch_steps=2", "--compiled=no", "--seconds=0.05", "--threads=1", "--name=test",
+               f"--out={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "results" / "benchmark_cpu_test.json").read_text())
+    found = {(row["kind"], row["contender"]): row for row in content["rows"]}
+    assert len(found) == 12 and not any("error" in row for row in found.values())
+    assert set(found["step", "jaxcifar"]["ratio"]) == {"torch_eager", "torch_best"}
+    for (kind, _), row in found.items():
+        assert row["images_per_second"] > 0 and row["cpu_seconds_per_image"] > 0
+        assert np.isfinite(row["loss"])
+        assert kind == "augment" or 0 < row["share_of_peak"] < 1
+    assert found["epoch", "torch_eager"]["images"] == 16
+    assert (tmp_path / "docs" / "figures" / "benchmark_cpu_test.png").stat().st_size > 10_000
+
+
+def test_a_contender_that_ends_is_reported_with_its_last_words(monkeypatch):
+    monkeypatch.setattr(driver.sys, "executable", "/bin/false")
+    with pytest.raises(UserError, match="torch_eager: its process ended .exit code 1.: no message"):
+        driver.Process("torch_eager", {})
+
+
+def test_a_contender_that_fails_is_left_out_of_every_turn(monkeypatch):
+    class Fake:
+        def __init__(self, contender, spec):
+            if contender == "torch_best":
+                raise UserError("no PyTorch")
+            self.contender, self.asked = contender, 0
+
+        def measure(self, kind):
+            self.asked += 1
+            if self.contender == "torch_eager" and self.asked == 2:
+                raise UserError("out of memory")
+            return measured(10, 1.0, 1.0)
+
+        def finish(self):
+            return report(multiply_adds=1, training=3, first_seconds={"step": 1.0})
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(driver, "Process", Fake)
+    monkeypatch.setattr(driver, "_PAUSE_SECONDS", 0)
+    said, entry = [], work.create("lenet", 8, ("step",))
+    turns, reports = driver.measure(entry, ["jaxcifar", "torch_eager", "torch_best"], 3, threads=0,
+                                    caches=True, on_cpu=True, say=said.append)
+    assert [set(turn) for turn in turns["step"]] == [{"jaxcifar"}] * 3
+    assert reports["torch_eager"] == {"error": "out of memory"}
+    assert "  no PyTorch" in said
+    ours, *others = table.rows(entry, turns, reports)
+    assert ours["contender"] == "jaxcifar" or "error" in ours
+    assert sorted(r["contender"] for r in [ours, *others] if "error" in r) == [
+        "torch_best", "torch_eager"]
+
+
+def test_a_wrong_contender_is_explained():
+    with pytest.raises(UserError, match="did you mean 'torch_eager'"):
+        driver.run(work="lenet", contenders="torch_eagre", repeats=1, batch=0, quick=True,
+                   epoch_steps=None, threads=0, compiled="no", seconds=0.0, name="", out=".")
