@@ -40,7 +40,26 @@ ADDED_FIELDS = {
     "frozen_batch_norm": "batch",
     "lr_multipliers": "",
     "epoch_fraction": 1.0,
+    "optimizer.muon_momentum": 0.95,
+    "optimizer.muon_steps": 5,
+    "optimizer.muon_exclude": "",
+    "optimizer.muon_rest": "adamw",
 }
+
+# What `python -m jaxcifar.speedrun` reads, and nothing else; the values here: no speedrun.
+SPEEDRUN = {
+    "epochs": 0.0,  # of the whole training, fractions allowed (config.epochs is not read); 0: none
+    "translate": 2,  # pixels at most, with reflected borders
+    "cutout": 0,  # side of a square that is set to 0; 0: off
+    "whiten_images": 5000,  # training images whose patches' covariance the first layer whitens
+    "whiten_eps": 5e-4,  # added to the covariance's eigenvalues
+    "whiten_bias_epochs": 3.0,  # the first layer's bias is trained, at a rate that falls to 0
+    "unit_filters": False,  # muon: set the filters' norms before every step
+    "lookahead_every": 0,  # steps between which weights return to their moving average; 0: off
+    "lookahead_decay": 0.95,  # of this average per step at the end, times (share of steps done)^3
+    "tta_share": 1.0,  # of the test images, the least certain, that all six views are taken of
+}
+ADDED_FIELDS |= {f"speedrun.{name}": value for name, value in SPEEDRUN.items()}
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
@@ -105,7 +124,7 @@ def default():
     c.drop_last = False  # drop the last, partial batch of an epoch
     c.epoch_fraction = 1.0  # an epoch ends after this share of its batches (others every epoch)
     c.optimizer = ConfigDict()
-    c.optimizer.name = "sgd"  # sgd, adam or adamw, as in torch.optim
+    c.optimizer.name = "sgd"  # sgd, adam or adamw, as in torch.optim, or muon
     c.optimizer.learning_rate = 0.1
     c.optimizer.weight_decay = 0.0  # coupled (L2) for sgd and adam, decoupled for adamw
     c.optimizer.momentum = 0.0
@@ -114,6 +133,10 @@ def default():
     c.optimizer.betas = (0.9, 0.999)
     c.optimizer.eps = 1e-8
     c.optimizer.decay_exclude = ""  # regular expression over parameter paths: these are not decayed
+    c.optimizer.muon_momentum = 0.95  # muon: of the matrices
+    c.optimizer.muon_steps = 5  # muon: Newton-Schulz steps
+    c.optimizer.muon_exclude = ""  # muon: regular expression: matrices for muon_rest's rule
+    c.optimizer.muon_rest = "adamw"  # muon: rule of all other parameters, with the options above
     c.max_grad_norm = 0.0  # clip the gradient's global norm; 0: off
     c.max_grad_value = 0.0  # clip each gradient entry; 0: off
     c.lr_multipliers = ""  # shares of the rate by parameter path: "layer1=0.1; layer2=0.3"
@@ -156,6 +179,8 @@ def default():
     c.early_stopping = ConfigDict()
     c.early_stopping.min_epochs = 0  # never stop before
     c.early_stopping.window = 0  # stop when the best of the last n epochs is the oldest; 0: off
+
+    c.speedrun = ConfigDict(SPEEDRUN)
 
     # Devices
     c.num_devices = 0  # 0: all of them

@@ -18,7 +18,7 @@ _MADV_HUGEPAGE = 14
 _HUGE_PAGE = 2 << 20
 
 
-def configure(reserve_bytes=4 << 30):
+def configure(reserve_bytes=8 << 30):
     """Set up the process for training on CPU, before JAX's backend starts; return whether it did.
 
     Sets glibc's malloc to keep what it has (no mmap for large blocks, no trimming, one arena),
@@ -55,8 +55,9 @@ def _glibc():
 
 
 def _keep_freed_memory(libc):
-    # M_MMAP_THRESHOLD would not do: glibc caps it at 32 MB.
-    for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1)):
+    # M_MMAP_THRESHOLD would not do: glibc caps it at 32 MB. -1: never trim; any number would trim
+    # above 2 GB at the latest, and a step of a large network has more than that to free.
+    for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1)):
         libc.mallopt(parameter, value)
 
 

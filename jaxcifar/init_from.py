@@ -57,7 +57,7 @@ def start(task, state):
     ema = {"params": params, "batch_stats": batch_stats} if config.ema_decay else {}
     state = state.replace(params=params, batch_stats=batch_stats,
                           ema=jax.tree.map(np.copy, ema))
-    loaded = sum(key in own for key in kept)
+    loaded = sum(key in own and not key.endswith("num_batches_tracked") for key in kept)
     return state, [f"{loaded} tensors of {path}",
                    f"new: {', '.join(sorted(new)) or 'none'}"]
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcifar import partition
+from jaxcifar import muon, partition
 from jaxcifar.errors import UserError, unknown
 
 
@@ -31,8 +31,12 @@ def create(
     decay_exclude="",
     trainable="",
     lr_multipliers="",
+    muon_momentum=0.95,
+    muon_steps=5,
+    muon_exclude="",
+    muon_rest="adamw",
 ):
-    """Build the optimiser `name`: "sgd", "adam" or "adamw".
+    """Build the optimiser `name`: "sgd", "adam", "adamw" or "muon".
 
     Options that belong to another optimiser are ignored; defaults are torch.optim's. Every update
     goes: mean gradient over `accumulate_steps` consecutive calls; clip to `max_grad_norm`
@@ -41,6 +45,11 @@ def create(
     does not match the regular expression `decay_exclude`; the optimiser's own rule; the factor of the
     learning rate that `lr_multipliers` gives the path (see `partition.multipliers`), which acts on
     the weight decay too, as the rate of a torch parameter group does.
+
+    "muon" (see muon.py) orthogonalises the momentum, `muon_momentum`, of every parameter of two axes
+    or more whose path `muon_exclude`, a regular expression, does not match, in `muon_steps`
+    Newton-Schulz steps, with decoupled weight decay. All other parameters take the rule
+    `muon_rest`, which the other options are for. Exclude the last layer, as the write-up does.
 
     With `trainable`, a regular expression, the optimiser is one of the parameters whose path it
     matches: gradients and updates are those of `partition.split`, and nothing is kept for the rest.
@@ -52,8 +61,9 @@ def create(
     Returns:
       optax.GradientTransformationExtraArgs: `update(grads, opt_state, params, *, weight_decay)`
       gives directions u for `apply_updates`; `momentum=` optionally replaces the momentum (Adam:
-      the first beta) for this call, as torch's OneCycleLR does; other keywords are ignored. The
-      state holds arrays only. Gradients and state are float32 like the parameters.
+      the first beta; muon: that of `muon_rest`) for this call, as torch's OneCycleLR does; other
+      keywords are ignored. The state holds arrays only. Gradients and state are float32 like the
+      parameters.
 
     Raises:
       UserError: unknown name, an option out of range, or a `decay_exclude` that is no regular
@@ -72,6 +82,10 @@ def create(
         nesterov=nesterov,
         betas=betas,
         eps=eps,
+        muon_momentum=muon_momentum,
+        muon_steps=muon_steps,
+        muon_exclude=muon_exclude,
+        muon_rest=muon_rest,
     )
     parts = [_clip_by_torch_norm(max_grad_norm)] if max_grad_norm else []
     parts += [optax.clip(max_grad_value)] if max_grad_value else []
@@ -164,8 +178,26 @@ def _adamw(*, decay, betas, eps, **_):
     return [_scale_by_adam(*betas, eps), decay]
 
 
+def _muon(*, decay, momentum, dampening, nesterov, betas, eps, muon_momentum, muon_steps,
+          muon_exclude, muon_rest, **_):
+    """Muon and decoupled weight decay for the matrices; `muon_rest` for the other parameters."""
+    if muon_rest not in OPTIMIZERS or muon_rest == "muon":
+        known = [name for name in OPTIMIZERS if name != "muon"]
+        raise UserError(unknown("rule muon_rest", muon_rest, known))
+    if not 0 <= muon_momentum < 1 or muon_steps != int(muon_steps) or muon_steps < 1:
+        raise UserError(f"muon_momentum is {muon_momentum} and muon_steps {muon_steps}: expected a "
+                        "number from 0 to below 1, and an integer, 1 or more")
+    # What decay_exclude matches may lie in either part: its check sees all parameters.
+    check = optax.GradientTransformationExtraArgs(decay.init, lambda u, s, params=None, **_: (u, s))
+    of_part = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), decay.update)
+    rest = OPTIMIZERS[muon_rest](decay=of_part, momentum=momentum, dampening=dampening,
+                                 nesterov=nesterov, betas=betas, eps=eps)
+    rule = [muon.scale_by_muon(muon_momentum, int(muon_steps)), of_part]
+    return [check, muon.for_matrices(muon_exclude, optax.chain(*rule), optax.chain(*rest))]
+
+
 # name -> builder: the options of `create` -> a list of transformations, in order
-OPTIMIZERS = {"sgd": _sgd, "adam": _adam, "adamw": _adamw}
+OPTIMIZERS = {"sgd": _sgd, "adam": _adam, "adamw": _adamw, "muon": _muon}
 
 
 def _add_weight_decay(exclude):

@@ -134,15 +134,16 @@ class Search:
           UserError: names what is wrong: no such field, range, objective, epoch or pruner.
         """
         if not self.space:
-            raise UserError("search_space: nothing varies; declare at least one Float, Int or Choice")
-        for what, value, known in (("epoch", self.epoch, _EPOCHS), ("pruner", self.pruner, PRUNERS)):
+            raise UserError("search_space: nothing varies; declare a Float, Int or Choice")
+        for what, value, known in (("epoch", self.epoch, _EPOCHS),
+                                   ("pruner", self.pruner, PRUNERS)):
             if value not in known:
                 raise UserError(unknown(f"{what} of search_space", value, known))
         varied = set()
         for name, domain in self.space.items():
             domain.check(name)
-            sets = domain.sets.values() if isinstance(domain, Choice) and domain.sets else [{name: 0}]
-            varied |= {path for fields in sets for path in fields}
+            sets = getattr(domain, "sets", None) or {"": {name: None}}
+            varied |= {path for fields in sets.values() for path in fields}
         known = config_lib.flatten(config_lib.to_dict(config))
         for path in (*varied, *self.trial):
             if path not in known and not path.startswith("model."):

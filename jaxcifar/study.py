@@ -125,7 +125,7 @@ class Study:
         return [_record(t) for t in self._trials() if t.user_attrs.get("kind") != "surplus"]
 
     def importances(self):
-        """Return {parameter: share of the importance} by PED-ANOVA, or {} where trials are too few."""
+        """Return {parameter: share of the importance} by PED-ANOVA, {} where trials are too few."""
         values = {t.value for t in self._trials() if t.state.name == "COMPLETE"}
         if len(values) < 4:
             return {}

@@ -1,7 +1,7 @@
 """Search the hyperparameters that a configuration file declares (search_space()), with Optuna:
 
     python -m jaxcifar.tune --config=configs/se_resnet_search.py --workdir=studies/se --trials=20
-    python -m jaxcifar.tune --config=configs/se_resnet_search.py --space        # prints the space
+    python -m jaxcifar.tune --config=configs/se_resnet_search.py --space        # prints the search
 
 The same command goes on with the study until it has that many trials in all. The same command in
 another shell takes part; other machines do with --storage (a database's URL, or journal:FILE on a
@@ -11,7 +11,9 @@ Default WORKDIR: studies/CONFIG[_VARIANT]. Exit codes are those of jaxcifar.main
 """
 
 import contextlib
+import dataclasses
 import inspect
+import json
 import math
 import pathlib
 import runpy
@@ -35,6 +37,9 @@ _STORAGE = flags.DEFINE_string(
     "journal:FILE on a disk that all machines see. Default: sqlite:///WORKDIR/study.db.")
 _STUDY = flags.DEFINE_string(
     "study", "", "Name of the study in its storage. Default: CONFIG[_VARIANT].")
+_TRIAL = flags.DEFINE_multi_string(
+    "trial", [], "FIELD=VALUE for every trial, in place of what the configuration file declares: "
+    "--trial=epochs=2 --trial=dtype=float32. (--config.FIELD=VALUE is for the full recipe.)")
 _SPACE = flags.DEFINE_bool("space", False, "Print what is searched, and exit.")
 _RETRY_RUNNING = flags.DEFINE_bool(
     "retry_running", False, "Try anew what other machines left running; only when none is at work.")
@@ -106,15 +111,17 @@ def load_search(specification):
                         "Search, as configs/se_resnet_search.py does (jaxcifar/search_space.py)")
     search = declare(variant) if variant and inspect.signature(declare).parameters else declare()
     if not isinstance(search, search_space.Search):
-        raise UserError(f"search_space() of {path} returns {type(search).__name__}, and must return "
-                        "a jaxcifar.search_space.Search")
+        raise UserError(f"search_space() of {path} returns {type(search).__name__}, and must "
+                        "return a jaxcifar.search_space.Search")
     return search
 
 
 def _one(config, search, workdir, shared, trial, cache, stop, say):
     """Run a trial to its end and record it; whatever happens to it, it does not stay running."""
     params, value = search.suggest(trial), None
-    say(f"trial {trial.number}: {_params_text(params)}")
+    first = trial.user_attrs.get("first")
+    retry = "" if first is None else f" (once more trial {first})"
+    say(f"trial {trial.number}{retry}: {_params_text(params)}")
     try:
         trial_config = search.trial_config(config, params)
         trial_config.seed += trial.user_attrs.get("seed_shift", 0)
@@ -151,12 +158,31 @@ class _Pruned(Exception):
 
 def _folder(trial, workdir, config):
     """Return the folder of a trial; a retry with the same seed goes on in its predecessor's."""
-    shift, first = trial.user_attrs.get("seed_shift", 0), trial.user_attrs.get("first", trial.number)
-    name = f"{first:04d}_seed{config.seed}" if shift else f"{first:04d}"
+    name = f"{trial.user_attrs.get('first', trial.number):04d}"
+    if trial.user_attrs.get("seed_shift", 0):
+        name += f"_seed{config.seed}"
     for key, value in (("folder", f"trials/{name}"), ("seed", config.seed),
                        ("config_hash", config_lib.config_hash(config))):
         trial.set_user_attr(key, value)
     return workdir / "trials" / name
+
+
+def with_trial_fields(search, words):
+    """Return a Search whose trials have other fields: words such as "epochs=2".
+
+    Raises:
+      UserError: a word is no such thing.
+    """
+    fields = {}
+    for word in words:
+        path, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"--trial={word}: write --trial=FIELD=VALUE, such as --trial=epochs=2")
+        try:
+            fields[path] = json.loads(value)
+        except ValueError:
+            fields[path] = value  # a string needs no quotes
+    return dataclasses.replace(search, trial=search.trial | fields)
 
 
 def _refusal(config):
@@ -261,7 +287,7 @@ def main(argv):
             if given[flag].present:
                 raise UserError(f"--{flag} has no meaning in a search; several processes and "
                                 "machines take part by the same command (see --storage)")
-        search = load_search(main_lib._config_argument(sys.argv))
+        search = with_trial_fields(load_search(main_lib._config_argument(sys.argv)), _TRIAL.value)
         if _SPACE.value:
             search.check(given.config)
             width = max(map(len, search.to_dict()))

@@ -112,3 +112,18 @@ def test_the_backend_chooses_the_form(monkeypatch, groups):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     on_gpu = gradient_text()
     assert "dot_general" not in on_gpu and own in on_gpu
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_the_cpus_forms_work_for_several_models_at_once(groups):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 3, 6, 6, 8)).astype(np.float32)
+    w = rng.normal(size=(2, 3, 3, 8 // groups, 8)).astype(np.float32)
+
+    def gradient(x, w):
+        return jax.grad(lambda w: jnp.sum(
+            conv.conv2d(x, w, padding=((1, 1), (1, 1)), groups=groups) ** 2))(w)
+
+    together = jax.jit(jax.vmap(gradient))(x, w)
+    for i in range(2):
+        np.testing.assert_allclose(together[i], gradient(x[i], w[i]), rtol=1e-4, atol=1e-3)

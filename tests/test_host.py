@@ -25,7 +25,13 @@ block = np.empty(80 << 20, np.uint8)  # mapped by default, on the heap once conf
 maps = [line.split() for line in open("/proc/self/maps")]
 heap = [line[0].split("-") for line in maps if line[-1] == "[heap]"]
 low, top = int(heap[0][0], 16), int(heap[-1][1], 16)
-print(total.hex(), low <= block.ctypes.data < top)
+libc = host._glibc()
+libc.malloc.restype, libc.free.argtypes = host.ctypes.c_void_p, [host.ctypes.c_void_p]
+libc.malloc.argtypes, libc.sbrk.restype = [host.ctypes.c_size_t], host.ctypes.c_void_p
+large = libc.malloc(3 << 30)  # never touched: addresses only
+end = libc.sbrk(0)
+libc.free(large)
+print(total.hex(), low <= block.ctypes.data < top, libc.sbrk(0) == end)
 """
 
 
@@ -39,9 +45,9 @@ def probe(mode):
 
 @pytest.mark.skipif(host._glibc() is None, reason="the settings are glibc's; this is not glibc")
 def test_large_blocks_come_from_the_heap_once_configured_and_results_stay():
-    plain_total, plain_in_heap = probe("plain")
-    total, in_heap = probe("configure")
-    assert (plain_in_heap, in_heap) == ("False", "True")
+    plain_total, plain_in_heap, _ = probe("plain")
+    total, in_heap, kept = probe("configure")
+    assert (plain_in_heap, in_heap, kept) == ("False", "True", "True")
     assert total == plain_total
 
 

@@ -12,7 +12,7 @@ import twins_imagenet
 from torch_twins import randomized
 
 from jaxcifar import config as config_lib
-from jaxcifar import init_from, weight_files
+from jaxcifar import convert, init_from, torch_weights, weight_files
 from jaxcifar.errors import UserError
 from jaxcifar.state import create_state
 from jaxcifar.task import create_task
@@ -98,14 +98,16 @@ def test_weights_of_another_model_are_refused(tmp_path):
 
 
 def test_a_run_starts_from_another_and_resumes_without_it(tmp_path, monkeypatch):
-    pretrained, _ = tiny.fit(configured("", epochs=1, val_size=0), tmp_path / "one", monkeypatch)
-    config = configured(tmp_path / "one", epochs=0 + 1, val_size=0, trainable="^fc/",
+    twin, _ = twin_of("imagenet_resnet18", 10)
+    torch.save(twin.state_dict(), tmp_path / "weights.pth")
+    convert.import_weights(tmp_path / "weights.pth", tmp_path / "one", configured("", epochs=1))
+    config = configured(tmp_path / "one", epochs=1, val_size=0, trainable="^fc/",
                         frozen_batch_norm="running")
     second, rows = tiny.fit(config, tmp_path / "two", monkeypatch)
-    for key in pretrained.state.params:
+    started_from = torch_weights.from_torch("imagenet_resnet18", twin.state_dict(), **RESNET)
+    for key, params in started_from["params"].items():
         same = [np.array_equal(one, other) for one, other in zip(
-            jax.tree.leaves(pretrained.state.params[key]),
-            jax.tree.leaves(second.state.params[key]), strict=True)]
+            jax.tree.leaves(params), jax.tree.leaves(second.state.params[key]), strict=True)]
         assert not any(same) if key == "fc" else all(same), key
     (tmp_path / "one").rename(tmp_path / "elsewhere")
     again, rows_again = tiny.fit(config, tmp_path / "two", monkeypatch)

@@ -21,6 +21,7 @@ FLOORS = {
     "train": 4, "main": 4, "report": 4, "benchmark": 4,
     "inference": 4, "predict": 4, "evaluate": 4,
     "search_space": 1, "study": 4, "tune": 4,
+    "muon": 1, "speedrun": 4,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -41,6 +41,8 @@ _TWINS = {
     "pnasnet_b": ("twins_aggregated", "PNASNet", {"cell": "B", "width": 32}),
     "dla": ("twins_aggregated", "DLA", {}),
     "simpledla": ("twins_aggregated", "DLA", {"simple": True}),
+    "speedrun94": ("twins_speedrun", "SpeedrunNet", {}),
+    "speedrun96": ("twins_speedrun", "SpeedrunNet", {"channels": (128, 512, 512), "depth": 3}),
 }
 
 

@@ -82,6 +82,8 @@ MODELS = {
     "pnasnet_b": ("pnasnet", "PNASNet", {"cell": "B", "width": 32}),
     "dla": ("dla", "DLA", {}),
     "simpledla": ("dla", "DLA", {"simple": True}),
+    "speedrun94": ("speedrun_net", "SpeedrunNet", {}),
+    "speedrun96": ("speedrun_net", "SpeedrunNet", {"channels": (128, 512, 512), "depth": 3}),
 }
 
 

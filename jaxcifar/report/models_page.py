@@ -36,6 +36,7 @@ PAPERS = {
     "shufflenet": "Zhang et al. 2018, ShuffleNet",
     "shufflenetv2": "Ma et al. 2018, ShuffleNet V2",
     "simpledla": "Yu et al. 2018, Deep Layer Aggregation (simplified)",
+    "speedrun": "Jordan 2024, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU",
     "vgg": "Simonyan & Zisserman 2015, Very Deep Convolutional Networks",
     "vit": "Dosovitskiy et al. 2021, An Image is Worth 16x16 Words",
     "wide_resnet": "Zagoruyko & Komodakis 2016, Wide Residual Networks",

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import textwrap
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -26,7 +27,8 @@ def best(records, direction):
 def write(workdir, content):
     """Write study.json and study.csv.
 
-    content: a dict fit for JSON whose "trials" are the records. Raises UserError if it cannot be written.
+    content: a dict fit for JSON whose "trials" are the records. Raises UserError if they cannot be
+    written.
     """
     run_folder.write_json(workdir / "study.json", content)
     names = list(dict.fromkeys(name for r in content["trials"] for name in r["params"]))
@@ -162,7 +164,10 @@ def _changes(config, declared, name):
         if name == "config" and key == "model":
             options = value.to_dict()
             entries = [repr(options.pop("name")), *(f"{k}={v!r}" for k, v in options.items())]
-            yield f"    config.model = config_lib.model({', '.join(entries)})"
+            yield from textwrap.wrap(
+                f"config.model = config_lib.model({', '.join(entries)})", 100,
+                initial_indent=" " * 4, subsequent_indent=" " * 36, break_long_words=False,
+                break_on_hyphens=False)
         elif isinstance(value, ConfigDict):
             yield from _changes(value, declared[key], f"{name}.{key}")
         elif value != declared[key]:

@@ -1,0 +1,45 @@
+"""Train to 94% in seconds, N times.
+
+    python -m jaxcifar.speedrun --config=configs/speedrun.py:94 --runs=50
+
+One line per run, then mean and standard deviation, the seconds and the versions. --out=results
+writes results/speedrun_94_DEVICE.json. --config.FIELD=VALUE changes a field, as in jaxcifar.main.
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags
+
+from jaxcifar import main as main_lib
+from jaxcifar.errors import UserError
+
+_RUNS = flags.DEFINE_integer("runs", 1, "Number of runs, with the seeds 0 to RUNS - 1.",
+                             lower_bound=1)
+_OUT = flags.DEFINE_string("out", "", "Folder for NAME_DEVICE.json; none is written without.")
+for _name in ("config", "list", "traceback"):
+    flags.declare_key_flag(_name)
+_OTHERS = ("workdir", "seeds", "seeds_together", "coordinator", "num_processes", "process_id")
+
+
+def main(argv):
+    """Run `driver.run` as the flags say, and return the exit code."""
+    from jaxcifar.speedrun import driver
+    del argv
+    given = flags.FLAGS
+    try:
+        for flag in _OTHERS:
+            if given[flag].present:
+                raise UserError(f"--{flag} has no meaning in a speedrun, which takes --runs, --out")
+        name = pathlib.Path(main_lib.default_workdir(sys.argv)).name
+        driver.run(given.config, _RUNS.value, name=name, out=_OUT.value)
+    except UserError as error:
+        if given.traceback:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=main_lib.parse)

@@ -1,0 +1,217 @@
+"""A speedrun's start, its step, and all of its steps: pure functions.
+
+Source: arXiv 2404.00498 and Muon's write-up (see jaxcifar.muon). The network computes in
+config.dtype, bfloat16 where the originals have float16; parameters and updates are float32 here.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxcifar import config as config_lib
+from jaxcifar import metrics, muon, optim, partition, streams
+from jaxcifar.augment import ops
+from jaxcifar.errors import UserError
+from jaxcifar.models import speedrun_net
+from jaxcifar.speedrun import images as images_lib
+from jaxcifar.task import IMAGE_SHAPE, Task, create_task
+
+
+@dataclasses.dataclass(frozen=True)
+class Speedrun:
+    """What never changes in a speedrun.
+
+    total_steps: of the training. bias_steps: how many of them train the first layer's bias.
+    """
+
+    task: Task
+    total_steps: int
+    bias_steps: int
+
+    @property
+    def config(self):
+        """The configuration."""
+        return self.task.config
+
+
+@flax.struct.dataclass
+class State:
+    """What changes: trained weights, and `slow`, their moving average ({} without lookahead)."""
+
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    slow: Any
+
+
+@flax.struct.dataclass
+class Prepared:
+    """What a training reads: order [steps, batch], flips bool [N], padded images uint8, labels."""
+
+    order: Any
+    flips: Any
+    images: Any
+    labels: Any
+
+
+def check(config):
+    """Raise UserError unless the configuration is valid, and that of a speedrun."""
+    config_lib.validate(config)
+    if config.speedrun.epochs <= 0:
+        raise UserError("config.speedrun.epochs = 0: this configuration is no speedrun; take "
+                        "--config=configs/speedrun.py:94, or train it by jaxcifar.main")
+    if not config.model.name.startswith("speedrun"):
+        raise UserError(f"config.model.name = {config.model.name!r}: a speedrun starts by "
+                        "whitening, which the models speedrun94 and speedrun96 are made for")
+
+
+def create(config, num_train, num_classes):
+    """Build the Speedrun of a configuration; raises UserError as `check` and `create_task`."""
+    check(config)
+    task = create_task(config, num_train, num_classes)
+    per_epoch = num_train // config.batch_size
+    total = math.ceil(config.speedrun.epochs * per_epoch)
+    bias = min(math.ceil(config.speedrun.whiten_bias_epochs * per_epoch), total)
+    return Speedrun(task, total, bias)
+
+
+def start(run, seed, images, labels):
+    """Return the Prepared and the State before step 0.
+
+    seed: uint32 []. images: uint8 [N, 32, 32, 3]. labels: int32 [N].
+    """
+    config, count = run.config, len(labels)
+    prepared = Prepared(
+        images_lib.order(seed, count, config.batch_size, run.total_steps),
+        images_lib.first_flips(seed, count), images_lib.pad(images, config.speedrun.translate),
+        labels)
+    zeros = jnp.zeros((1, *IMAGE_SHAPE), run.task.model.dtype)
+    key = streams.stream_key(seed, "init")
+    variables = run.task.model.init({"params": key}, zeros, train=False)
+    params, stats = variables["params"], variables["batch_stats"]
+    seen = ops.normalize(images[:config.speedrun.whiten_images], config.mean, config.std)
+    kernel = speedrun_net.whitening_kernel(seen, config.speedrun.whiten_eps)
+    params = params | {"whiten": params["whiten"] | {"kernel": kernel}}
+    slow = {"params": params, "batch_stats": stats} if config.speedrun.lookahead_every else {}
+    return prepared, State(params, stats, run.task.tx.init(params), slow)
+
+
+def batch(run, prepared, seed, number):
+    """Return the images [batch, 32, 32, 3] in the compute dtype and labels of step `number`."""
+    config, options = run.config, run.config.speedrun
+    index = prepared.order[number]
+    key = jax.random.fold_in(streams.stream_key(seed, "augment"), number)
+    moves, squares = jax.random.split(key)
+    shift = jax.random.randint(moves, (len(index), 2), 0, 2 * options.translate + 1)
+    images = images_lib.translated(prepared.images, index, shift, IMAGE_SHAPE[:2])
+    epoch = number // (len(prepared.labels) // config.batch_size)
+    flips = images_lib.mirrored(prepared.flips[index], epoch)
+    images = jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
+    images = ops.normalize(images, config.mean, config.std, run.task.model.dtype)
+    if options.cutout:
+        images = images_lib.cut_out(images, squares, options.cutout)
+    return images, prepared.labels[index]
+
+
+def step(run, train_bias, state, prepared, seed, number):
+    """Take step `number` (int32 []).
+
+    train_bias: whether the first layer's bias is trained; where it is not, nothing is computed for
+    its gradient. Gradients are those of the sum of the examples' losses. Returns the State.
+    """
+    config, task = run.config, run.task
+    images, labels = batch(run, prepared, seed, number)
+    trained, frozen = partition.split(state.params, config.trainable)
+
+    def loss_of(trained):
+        params = partition.merge(trained, frozen)
+        if not train_bias:
+            params = params | {"whiten": lax.stop_gradient(params["whiten"])}
+        logits, changed = task.model.apply(
+            {"params": params, "batch_stats": state.batch_stats}, images, train=True,
+            mutable=["batch_stats"])
+        losses = metrics.cross_entropy(logits, labels, config.label_smoothing)
+        return losses.sum(), changed["batch_stats"]
+
+    grads, stats = jax.grad(loss_of, has_aux=True)(trained)
+    grads = _decayed(config, grads, trained)
+    rate = learning_rate(run, number)
+    updates, opt_state = task.tx.update(grads, state.opt_state, state.params, weight_decay=0.0)
+    share = _bias_share(run, number) if train_bias else 0.0
+    updates = updates | {"whiten": {"bias": share * updates["whiten"]["bias"]}}
+    if config.speedrun.unit_filters:
+        trained = muon.unit_filters(trained, config.optimizer.muon_exclude)
+    params = partition.merge(optim.apply_updates(trained, updates, rate), frozen)
+    state = State(params, stats, opt_state, state.slow)
+    return _looked_ahead(run, state, number) if state.slow else state
+
+
+def learning_rate(run, number):
+    """Return the learning rate of step `number`, float32 []: the schedule over all the steps."""
+    return run.task.schedule(run.config.optimizer.learning_rate, number,
+                             steps_per_epoch=run.total_steps, total_epochs=1)
+
+
+def all_steps(run, seed, images, labels):
+    """Train from the first step to the last; return {"params", "batch_stats"}: one program."""
+    prepared, state = start(run, seed, images, labels)
+
+    def steps(state, train_bias, first, stop):
+        def body(state, number):
+            return step(run, train_bias, state, prepared, seed, number), None
+
+        return lax.scan(body, state, jnp.arange(first, stop))[0]
+
+    state = steps(state, True, 0, run.bias_steps)
+    return result(steps(state, False, run.bias_steps, run.total_steps))
+
+
+def result(state):
+    """Return the variables to evaluate, {"params", "batch_stats"}: the average under lookahead."""
+    return state.slow or {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _bias_share(run, number):
+    """Return what turns the schedule's rate into that of the first layer's bias.
+
+    Its own falls linearly from the base rate to 0 over the steps that train it.
+    """
+    own = run.config.optimizer.learning_rate * (1 - number / run.bias_steps)
+    return own / learning_rate(run, number)
+
+
+def _decayed(config, grads, params):
+    """Add weight decay to the gradients, the less of it the more a parameter's rate is multiplied.
+
+    So every parameter loses the same share of itself in a step: the optimiser multiplies it again.
+    """
+    pairs = partition.multipliers(config.lr_multipliers)
+    kept = config.optimizer.decay_exclude
+    search = partition.pattern(kept, "decay_exclude").search if kept else lambda name: None
+
+    def add(path, grad, p, factor):
+        decays = not search(partition.path_name(path))
+        return grad + config.optimizer.weight_decay / factor * p if decays else grad
+
+    return jax.tree_util.tree_map_with_path(add, grads, params, partition.factors(params, pairs))
+
+
+def _looked_ahead(run, state, number):
+    """Every few steps move the slow weights towards the fast ones, and set these to them.
+
+    Source: section 3.4; Zhang et al. 2019, Lookahead Optimizer.
+    """
+    options, taken = run.config.speedrun, number + 1
+    every = options.lookahead_every
+    decay = options.lookahead_decay**every * (taken / run.total_steps)**3
+    fast = {"params": state.params, "batch_stats": state.batch_stats}
+    moved = optim.ema_update(state.slow, fast, decay)
+    now = taken % every == 0
+    slow, fast = (jax.tree.map(lambda a, b: jnp.where(now, a, b), moved, other)
+                  for other in (state.slow, fast))
+    return State(fast["params"], fast["batch_stats"], state.opt_state, slow)
