@@ -7,7 +7,7 @@ batches to an update, the least training loss wins. The report names neither the
 pruner: TPE and the median rule are Optuna's defaults. Mixed precision is bfloat16 here (float32
 parameters, no loss scaling), which is slow on a CPU: --trial=dtype=float32 does without.
 The best it reports: 16, 32, 128, 256, filter 3, shortcut 1, pool 4, rate 3.7e-4, batch 16, Adam;
-configs/se_resnet.py trains it. The shortcut's kernel has no effect in the report's code, but has here.
+configs/se_resnet.py trains it. The shortcut's kernel has an effect here, none in the report's code.
 get_config() is the recipe of the final training (20 epochs), to which studies/se/best.py adds; its
 networks have 2.5 to 12.2 million parameters, and --config.max_params=5000000 refuses larger ones.
 """

@@ -30,8 +30,7 @@ def get_config(variant="94"):
     config.trainable = "^(?!whiten/kernel)"
     config.drop_last = True
     config.eval_batch_size = 2000
-    config.num_devices = 1
-    config.label_smoothing = 0.2
+    config.num_devices, config.label_smoothing = 1, 0.2
     config.optimizer.update(momentum=0.85, nesterov=True)
     recipe(config, *arguments)
     config.epochs = math.ceil(config.speedrun.epochs)
@@ -40,7 +39,8 @@ def get_config(variant="94"):
 
 def _muon(config):
     """Muon for the filters, SGD for biases and the last layer; rates fall linearly."""
-    config.model = config_lib.model("speedrun94", head_scale=1 / 256, head_std=1.0)
+    config.model = config_lib.model("speedrun94", channels=(64, 256, 256), head_scale=1 / 256,
+                                    head_std=1.0)
     config.batch_size = 2000
     config.optimizer.update(name="muon", muon_momentum=0.6, muon_steps=3, muon_exclude="^head/",
                             muon_rest="sgd", decay_exclude="/conv", learning_rate=0.24,

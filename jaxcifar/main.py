@@ -60,16 +60,16 @@ def parse(argv):
         if _SEEDS_TOGETHER.present and not _SEEDS.present:
             raise errors.UserError("--seeds_together needs --seeds, such as --seeds=0-2")
         if _LIST.value:
-            _list_variants(_config_argument(argv).partition(":")[0])
+            _list_variants(config_argument(argv).partition(":")[0])
     except (errors.UserError, flags.Error) as error:
-        _exit(error, 2)
+        exit_with(error, 2)
     except AttributeError as error:
         if not any(word.lstrip("-").startswith("config.") for word in argv):
             raise  # a mistake in the configuration file's own code
         words = re.findall(r"\w+", str(error).replace("\\n", " "))
         hint = re.search(r'mean "(\w+)"', str(error))
         hint = f" (did you mean '{hint[1]}'?)" if hint else ""
-        _exit(f"there is no config field '{words[0]}'{hint}; jaxcifar/config.py lists them", 2)
+        exit_with(f"there is no config field '{words[0]}'{hint}; jaxcifar/config.py lists them", 2)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     return rest
@@ -91,15 +91,15 @@ def main(argv):
     except errors.UserError as error:
         if _TRACEBACK.value:
             raise
-        _exit(error, error.exit_code)
+        exit_with(error, error.exit_code)
     except train.Interrupted as error:
-        _exit(f"{error}; the same command goes on from here", 128 + error.signum, "")
+        exit_with(f"{error}; the same command goes on from here", 128 + error.signum, "")
     return 0
 
 
 def default_workdir(argv):
     """Return runs/NAME for the --config flag in argv: the file's name and its variant."""
-    path, _, variant = _config_argument(argv).partition(":")
+    path, _, variant = config_argument(argv).partition(":")
     name = "_".join([pathlib.Path(path).stem, *variant.split("/")]).rstrip("_")
     return str(pathlib.Path("runs", name))
 
@@ -108,7 +108,7 @@ def _check_config_file(argv):
     if any(word.lstrip("-") in ("help", "h", "helpfull", "helpshort") for word in argv):
         return
     known = sorted(str(path) for path in pathlib.Path("configs").glob("*.py"))
-    value = _config_argument(argv)
+    value = config_argument(argv)
     if not value:
         raise errors.UserError("--config is missing: it names a configuration file"
                                + (f", one of {', '.join(known)}" if known else ""))
@@ -125,7 +125,7 @@ def _list_variants(path):
     sys.exit(0)
 
 
-def _config_argument(argv):
+def config_argument(argv):
     """Return the value of --config in argv, or ""."""
     for i, word in enumerate(argv):
         name, _, value = word.lstrip("-").partition("=")
@@ -134,7 +134,8 @@ def _config_argument(argv):
     return ""
 
 
-def _exit(message, code, prefix="error: "):
+def exit_with(message, code, prefix="error: "):
+    """Print one line on stderr and end the program with an exit code."""
     print(f"{prefix}{message}", file=sys.stderr)
     sys.exit(code)
 

@@ -50,9 +50,8 @@ def merge(one, other):
 def check_trainable(params, trainable):
     """Raise UserError unless `trainable` finds a parameter; params: arrays, or their shapes."""
     if not jax.tree.leaves(split(params, trainable)[0]):
-        paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        raise UserError(f"config.trainable = {trainable!r} matches no parameter of this model; they "
-                        f"are named like {', '.join(paths[-2:])}")
+        raise UserError(f"config.trainable = {trainable!r} matches no parameter of this model, whose "
+                        f"paths begin with {', '.join(params)}")
 
 
 def multipliers(text):

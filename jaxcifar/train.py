@@ -60,6 +60,9 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None, cache=None, after_epoch
       UserError: a mistake in the configuration, the data or the folder. NonFiniteLoss. Interrupted.
     """
     config_lib.validate(config)
+    if config.speedrun.epochs:
+        raise UserError("this configuration is a speedrun, which has a loop of its own: "
+                        "python -m jaxcifar.speedrun --config=... --runs=N")
     configure_jax(config)
     watch = logs.Stopwatch()
     devices = parallel.create(config)

@@ -287,7 +287,7 @@ def main(argv):
             if given[flag].present:
                 raise UserError(f"--{flag} has no meaning in a search; several processes and "
                                 "machines take part by the same command (see --storage)")
-        search = with_trial_fields(load_search(main_lib._config_argument(sys.argv)), _TRIAL.value)
+        search = with_trial_fields(load_search(main_lib.config_argument(sys.argv)), _TRIAL.value)
         if _SPACE.value:
             search.check(given.config)
             width = max(map(len, search.to_dict()))
@@ -301,9 +301,9 @@ def main(argv):
     except UserError as error:
         if given.traceback:
             raise
-        main_lib._exit(error, error.exit_code)
+        main_lib.exit_with(error, error.exit_code)
     except train.Interrupted as error:
-        main_lib._exit(f"{error}; the same command goes on from here", 128 + error.signum, "")
+        main_lib.exit_with(f"{error}; the same command goes on from here", 128 + error.signum, "")
     return 0
 
 

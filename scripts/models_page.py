@@ -2,14 +2,16 @@
 
 import pathlib
 
-from jaxcifar.report import models_page
+from jaxcifar.report import measured, models_page
 
 
 def main():
     """Write the page."""
-    path = pathlib.Path(__file__).resolve().parent.parent / "docs" / "models.md"
+    root = pathlib.Path(__file__).resolve().parent.parent
+    path = root / "docs" / "models.md"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(models_page.page(), encoding="utf-8")
+    path.write_text(
+        models_page.page(measured.accuracies(root), measured.training_speeds(root)), encoding="utf-8")
     print(f"wrote {path}")
 
 

@@ -1,6 +1,8 @@
 """The page of models: counts that are known, and a page that is up to date."""
 
+import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,10 @@ import pytest
 
 from jaxcifar import models
 from jaxcifar.models import conv
-from jaxcifar.report import models_page
+from jaxcifar.report import measured, models_page
 
-PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "models.md"
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "models.md"
 
 
 def test_convolutions_and_products_are_counted():
@@ -35,9 +38,16 @@ def test_resnet18_does_the_work_that_its_layers_add_up_to():
     assert models_page.describe("resnet18")["multiply_adds"] == stem + stages + head
 
 
+@pytest.fixture(scope="module")
+def what_was_measured():
+    return measured.accuracies(ROOT), measured.training_speeds(ROOT)
+
+
 @pytest.mark.parametrize("name", ["resnet5m", "lenet", "mobilenet", "vit", "mlp_s"])
-def test_the_page_has_the_current_line(name):
-    assert models_page.line(name) in PAGE.read_text(encoding="utf-8").splitlines()
+def test_the_page_has_the_current_line(name, what_was_measured):
+    accuracies, speeds = what_was_measured
+    line = models_page.line(name, accuracies.get(name, ""), speeds.get(name, ""))
+    assert line in PAGE.read_text(encoding="utf-8").splitlines()
 
 
 def test_the_page_has_every_model():
@@ -54,3 +64,40 @@ def test_multiply_adds_do_not_depend_on_how_a_convolution_is_computed():
             return conv.conv2d(x, k, padding=((1, 1), (1, 1)), groups=groups)
 
         assert models_page.multiply_adds(convolve, image, kernel) == 8 * 8 * 6 * 9 * 6 // groups
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository with configs/ and no results yet."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "results" / "architectures").mkdir(parents=True)
+    return tmp_path
+
+
+def write_result(repository, row, *accuracies, epochs=2):
+    seeds = {str(seed): {"values": {"test_accuracy": value}, "epochs": epochs}
+             for seed, value in enumerate(accuracies)}
+    path = repository / "results" / f"{row}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"row": row, "seeds": seeds}))
+
+
+def test_the_best_mean_of_a_model_as_registered_counts(repository):
+    write_result(repository, "googlenet/table1/resnet18", 50.0, 52.0)
+    write_result(repository, "cifar100/own", 40.0, epochs=30)
+    write_result(repository, "googlenet/table2/k5", 99.0)  # a googlenet with other options
+    assert measured.accuracies(repository) == {"resnet18": "51.00 (2 epochs, 2 seeds)"}
+    write_result(repository, "cifar100/own", 62.0, epochs=30)
+    assert measured.accuracies(repository) == {"resnet18": "62.00 (30 epochs, 1 seed, CIFAR-100)"}
+
+
+def test_speeds_are_those_of_our_training_steps(repository):
+    row = {"model": "lenet", "kind": "step", "contender": "jaxcifar", "images_per_second": 1234.5,
+           "ratio_by_cpu_time": {"torch_eager": 1.5}, "environment": {"device": "gpu X"}}
+    other = row | {"model": "vgg11", "ratio_by_cpu_time": {}}
+    ignored = [row | {"kind": "epoch"}, row | {"contender": "torch_eager"},
+               {"model": "vgg13", "kind": "step", "contender": "jaxcifar", "error": "out of memory"}]
+    (repository / "results" / "benchmark_x.json").write_text(
+        json.dumps({"threads": 1, "rows": [*ignored, row, other, *ignored]}))
+    assert measured.training_speeds(repository) == {
+        "lenet": "1,234 on gpu X (1 core), 1.50x PyTorch", "vgg11": "1,234 on gpu X (1 core)"}

@@ -258,7 +258,7 @@ def test_decay_exclude_equals_torch_parameter_groups(name):
 OPTIONS = {"momentum": 0.9, "dampening": 0.1, "accumulate_steps": 2, "max_grad_norm": 1.0}
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
 def test_state_holds_arrays_and_runs_under_scan_vmap_and_pmap(name):
     optimizer = optim.create(name, **OPTIONS)
     params = jax.tree.map(jnp.asarray, make_params())
@@ -303,6 +303,12 @@ def test_state_holds_arrays_and_runs_under_scan_vmap_and_pmap(name):
         ("sgd", {"max_grad_norm": -1}, "max_grad_norm"),
         ("sgd", {"decay_exclude": "("}, "no regular expression"),
         ("sgd", {"decay_exclude": "embedding"}, "matches no parameter"),
+        ("muon", {"decay_exclude": "embedding"}, "matches no parameter"),
+        ("muon", {"muon_exclude": "bias"}, "matches no matrix"),
+        ("muon", {"muon_exclude": "fc"}, "finds no matrix"),
+        ("muon", {"muon_rest": "muon"}, "unknown rule muon_rest 'muon'"),
+        ("muon", {"muon_momentum": 1.0}, "muon_momentum is 1.0"),
+        ("muon", {"muon_steps": 0}, "muon_steps 0"),
     ],
 )
 def test_bad_optimizers_are_named(name, options, message):

@@ -20,7 +20,8 @@ WITHOUT_CONFIG = {"peer": [""]}
 ALIASES = {"configs/architectures.py:cnn": f"{GRID}b128_lr0.001_l0_d0.5_basic",
            "configs/architectures.py:cnn_plain": f"{GRID}b128_lr0.001_l0_d0.5_none"}
 STANDIN = {f"configs/finetune_standin.py:{v}" for v in ("pretrain", "frozen", "whole", "scratch")}
-WITHOUT_NUMBER = {"configs/quickstart.py", *STANDIN, "configs/architectures.py:vit/depth6", *ALIASES}
+WITHOUT_NUMBER = {"configs/quickstart.py", "configs/se_resnet_search.py", *STANDIN,
+                  "configs/architectures.py:vit/depth6", *ALIASES}
 CELLS = [f"{GRID}b128_lr0.001_l0_{cell}" for cell in (
     "d0_none", "d0.5_none", "d0.5_basic", "d0.5_basic_erasing")]
 

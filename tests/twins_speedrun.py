@@ -40,7 +40,8 @@ class SpeedrunNet(nn.Module):
         for i, features in enumerate(channels):
             setattr(self, f"group{i + 1}", ConvGroup(widths[i], features, depth, momentum))
         self.groups = len(channels)
-        self.head = nn.Linear(channels[-1], num_classes, bias=False)
+        side = (31 >> len(channels)) // 3  # of the last map
+        self.head = nn.Linear(channels[-1] * side * side, num_classes, bias=False)
         self.head_scale = head_scale
 
     def forward(self, x):

@@ -24,7 +24,7 @@ def dirac(key, shape, dtype=jnp.float32):
 
 
 def scaled_to(std):
-    """Return torch's default initialiser of a kernel, scaled to the deviation `std`; 0: unscaled."""
+    """Return torch's initialiser of a kernel, scaled to a standard deviation; 0: as it is."""
     def init(key, shape, dtype=jnp.float32):
         kernel = layers.uniform_fan_in()(key, shape, dtype)
         return kernel * (std / jnp.std(kernel, ddof=1)) if std else kernel

@@ -1,4 +1,4 @@
-"""The page of models: name, paper, parameters, multiply-adds, published accuracy."""
+"""The page of models: name, paper, sizes, accuracy published and measured, training speed."""
 
 import math
 
@@ -64,27 +64,36 @@ def describe(name):
                 lambda v, x: model.apply(v, x, train=False), variables, image)}
 
 
-def page():
-    """Return docs/models.md: every registered model, and what is published about its accuracy."""
+def page(measured, speeds):
+    """Return docs/models.md: every registered model, what is published of it and what was measured.
+
+    measured, speeds: {model: text}, see jaxcifar.report.measured.
+    """
     lines = [
         "# Models", "",
         "Made by `python scripts/models_page.py`. Parameters and multiply-adds (of convolutions and",
-        "matrix products) are those of `jaxcifar.models.create(name)` at 32x32 and 10 classes.",
-        "Published: test accuracy on CIFAR-10 in percent after 200 epochs, from the README of",
-        "kuangliu/pytorch-cifar. None of these has been trained to the end here yet, and training",
-        "speed has not been measured yet.", "",
-        "| name | paper | parameters | multiply-adds | published |",
-        "| --- | --- | ---: | ---: | ---: |"]
-    return "\n".join([*lines, *(line(name) for name in models.names())]) + "\n"
+        "matrix products) are those of `jaxcifar.models.create(name)` at 32x32 and 10 classes.", "",
+        "- Published: test accuracy on CIFAR-10 in percent after 200 epochs, from the README of",
+        "  kuangliu/pytorch-cifar.",
+        "- Ours: mean test accuracy of the best recipe that [parity.md](parity.md) has measured with this",
+        "  model, its epochs and seeds; on CIFAR-100 where it says so.",
+        "- Training: images per second of a training step with batch 32 or more, and how many times",
+        "  PyTorch's (eager, float32, the same processor, by CPU time) that is, from results/benchmark_*;",
+        "  [performance.md](performance.md) has the machines. Empty: not measured.", "",
+        "| name | paper | parameters | multiply-adds | published | ours | training |",
+        "| --- | --- | ---: | ---: | ---: | --- | --- |"]
+    return "\n".join([*lines, *(line(name, measured.get(name, ""), speeds.get(name, ""))
+                                for name in models.names())]) + "\n"
 
 
-def line(name):
-    """Return a model's line of the table."""
+def line(name, measured="", speed=""):
+    """Return a model's line of the table; measured, speed: its last two cells."""
     row = describe(name)
     accuracy = [r.value for r in published.rows("peers", metric="test_accuracy")
                 if r.note == f"kuangliu/pytorch-cifar {name}"]
     return (f"| `{name}` | {row['paper']} | {row['params']:,} | "
-            f"{row['multiply_adds'] / 1e6:,.1f} M | {accuracy[0] if accuracy else ''} |")
+            f"{row['multiply_adds'] / 1e6:,.1f} M | {accuracy[0] if accuracy else ''} | "
+            f"{measured} | {speed} |")
 
 
 def _count(jaxpr):

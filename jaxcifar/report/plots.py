@@ -11,10 +11,10 @@ import numpy as np
 
 from jaxcifar.run_folder import write_atomic
 
-_SPLITS = (("train", "#0072B2"), ("val", "#D55E00"), ("test", "#009E73"))
+SPLITS = (("train", "#0072B2"), ("val", "#D55E00"), ("test", "#009E73"))
 _GREY = "#6b6b6b"
 _DPI = 140
-_FEW_EPOCHS = 20  # up to here every epoch has a marker (a single one would otherwise be invisible)
+FEW_EPOCHS = 20  # up to here every epoch has a marker (a single one would otherwise be invisible)
 _MOST_MARKS = 8  # more changes of the learning rate than this are not marked
 _MOST_TEXTS = 20  # with more classes than this, cells are too small for a number
 
@@ -28,13 +28,13 @@ def curves(rows, path, *, title, reference=None, reference_label="reported"):
     written.
     """
     from matplotlib.ticker import MaxNLocator
-    figure = _figure((11, 4.6))
+    figure = new_figure((11, 4.6))
     for axes, metric, corner in zip(figure.subplots(1, 2), ("loss", "accuracy"),
                                     ("upper right", "lower right"), strict=True):
-        for split, colour in _SPLITS:
+        for split, colour in SPLITS:
             _line(axes, rows, f"{split}_{metric}", label=split,
                   color=colour, linewidth=1.8, zorder=3,
-                  marker="o" if len(rows) <= _FEW_EPOCHS else None, markersize=4)
+                  marker="o" if len(rows) <= FEW_EPOCHS else None, markersize=4)
             _line(axes, reference or (), f"{split}_{metric}", label=f"{split} {reference_label}",
                   color=colour, linewidth=1.1, linestyle=(0, (4, 2)), alpha=0.65)
         axes.set(xlabel="epoch", ylabel="accuracy [%]" if metric == "accuracy" else "loss")
@@ -49,7 +49,7 @@ def curves(rows, path, *, title, reference=None, reference_label="reported"):
             axes.legend(loc=corner, fontsize=9, framealpha=0.9, title="last value",
                         title_fontsize=8)
     figure.suptitle(textwrap.fill(title, 100), fontsize=12)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def confusion_matrix(matrix, class_names, path, *, title):
@@ -65,7 +65,7 @@ def confusion_matrix(matrix, class_names, path, *, title):
     count = len(class_names)
     texts = count <= _MOST_TEXTS
     size = 0.62 * count + 2.2 if texts else 0.135 * count + 2.5
-    figure = _figure((size + 0.8, size))
+    figure = new_figure((size + 0.8, size))
     axes = figure.add_subplot()
     percent = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(percent, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
@@ -82,7 +82,7 @@ def confusion_matrix(matrix, class_names, path, *, title):
                 axes.text(predicted, true, f"{matrix[true, predicted]:,}", ha="center", va="center",
                           fontsize=9, color="white" if percent[true, predicted] > 25 else "black")
     axes.set_title(f"{title}\n{_commonest_errors(matrix, class_names)}", fontsize=11)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def samples(images, labels, class_names, path, *, title, columns=8):
@@ -96,7 +96,7 @@ def samples(images, labels, class_names, path, *, title, columns=8):
     if images.dtype != np.uint8:
         images = np.clip(images.astype(np.float32), 0, 1)
     rows, (height, width) = -(-len(images) // columns), images.shape[1:3]
-    figure = _figure((1.22 * columns, 1.38 * rows + 0.5))
+    figure = new_figure((1.22 * columns, 1.38 * rows + 0.5))
     axes = figure.add_subplot()  # one for all: an axes each would take seconds to draw
     axes.set_axis_off()
     for index, (image, label) in enumerate(zip(images, np.asarray(labels), strict=True)):
@@ -106,17 +106,19 @@ def samples(images, labels, class_names, path, *, title, columns=8):
                       textcoords="offset points", fontsize=8, ha="center", va="bottom")
     axes.set(xlim=(0, (1.18 * columns - 0.18) * width), ylim=(1.4 * rows * height, -0.4 * height))
     figure.suptitle(textwrap.fill(title, 11 * columns), fontsize=12)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def _figure(inches):
+def new_figure(inches):
+    """Return a white matplotlib Figure of (width, height) inches, laid out by constraints."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=inches, dpi=_DPI, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
     return figure
 
 
-def _save(figure, path):
+def save(figure, path):
+    """Write a figure as PNG, whole or not at all; return it."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=_DPI)
     write_atomic(path, file.getvalue())

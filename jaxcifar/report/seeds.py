@@ -30,9 +30,9 @@ def curves(runs, path, *, title):
     be written. Returns the matplotlib Figure.
     """
     from matplotlib.ticker import MaxNLocator
-    figure = plots._figure((11, 4.6))
+    figure = plots.new_figure((11, 4.6))
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for split, colour in plots._SPLITS:
+        for split, colour in plots.SPLITS:
             values = by_epoch(runs, f"{split}_{metric}")
             if np.isfinite(values).any():
                 _band(axes, values, split, colour, "%" if metric == "accuracy" else "")
@@ -46,7 +46,7 @@ def curves(runs, path, *, title):
             axes.legend(loc="best", fontsize=9, framealpha=0.9,
                         title="mean \u00b1 std, last epoch of all", title_fontsize=8)
     figure.suptitle(title, fontsize=12)
-    return plots._save(figure, path)
+    return plots.save(figure, path)
 
 
 def by_epoch(runs, key):
@@ -77,7 +77,7 @@ def _band(axes, values, label, colour, unit):
                           alpha=0.2, linewidth=0)
         text += f" \u00b1 {std[-1]:.{2 if unit else 3}f}"
     axes.plot(epochs[:common], mean[:common], color=colour, linewidth=1.9, label=text,
-              marker="o" if len(epochs) <= plots._FEW_EPOCHS else None, markersize=4)
+              marker="o" if len(epochs) <= plots.FEW_EPOCHS else None, markersize=4)
     if common < len(epochs):
         rest = slice(max(common - 1, 0), None)
         axes.plot(epochs[rest], mean[rest], color=colour, linewidth=1.2, linestyle=(0, (4, 2)))

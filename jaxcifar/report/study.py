@@ -56,7 +56,7 @@ def write_plots(workdir, records, search, importances, title):
 def history(records, search, path, *, title):
     """Plot the objective of every trial with the best so far, and of every epoch, to a PNG file."""
     from matplotlib.ticker import MaxNLocator
-    figure = plots._figure((11, 4.6))
+    figure = plots.new_figure((11, 4.6))
     left, right = figure.subplots(1, 2)
     done = [r for r in records if r["kind"] == "complete"]
     if done:
@@ -83,7 +83,7 @@ def history(records, search, path, *, title):
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=9, framealpha=0.9)
     figure.suptitle(title, fontsize=12)
-    return plots._save(figure, path)
+    return plots.save(figure, path)
 
 
 def _epochs(axes, records, winner):
@@ -103,7 +103,7 @@ def slices(records, search, path, *, title):
     names = list(search.space)
     rows = -(-len(names) // _PER_ROW)
     columns = min(len(names), _PER_ROW)
-    figure = plots._figure((2.9 * columns + 0.8, 2.5 * rows + 0.6))
+    figure = plots.new_figure((2.9 * columns + 0.8, 2.5 * rows + 0.6))
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     winner = best(records, search.direction)
     for index, axes in enumerate(grid.flat):
@@ -129,12 +129,12 @@ def slices(records, search, path, *, title):
         axes.set_ylabel(search.objective if index % columns == 0 else "")
         _dress(axes)
     figure.suptitle(f"{title}: complete trials, later ones darker, the best ringed", fontsize=12)
-    return plots._save(figure, path)
+    return plots.save(figure, path)
 
 
 def importance(shares, path, *, title):
     """Draw {parameter: share} as bars, the largest on top, to a PNG file."""
-    figure = plots._figure((8, 0.36 * len(shares) + 1.4))
+    figure = plots.new_figure((8, 0.36 * len(shares) + 1.4))
     axes = figure.add_subplot()
     names = sorted(shares, key=shares.get)
     bars = axes.barh(names, [100 * shares[name] for name in names], color=_BLUE)
@@ -143,7 +143,7 @@ def importance(shares, path, *, title):
     axes.margins(x=0.1)
     _dress(axes)
     figure.suptitle(title, fontsize=12)
-    return plots._save(figure, path)
+    return plots.save(figure, path)
 
 
 def config_source(config, doc):
