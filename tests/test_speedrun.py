@@ -17,7 +17,7 @@ import torch
 from test_configs import load
 from twins_speedrun import SpeedrunNet
 
-from jaxcifar import models, parallel, torch_weights
+from jaxcifar import models, parallel, torch_weights, train
 from jaxcifar import config as config_lib
 from jaxcifar.augment import ops
 from jaxcifar.errors import UserError
@@ -327,3 +327,8 @@ def test_speedrun_fields_leave_older_hashes_valid():
     fields = config_lib.flatten(config_lib.to_dict(config_lib.default()))
     assert not [path for path in config_lib.effective(fields)
                 if path.startswith(("speedrun.", "optimizer.muon_"))]
+
+
+def test_the_training_loop_refuses_a_speedrun(tmp_path):
+    with pytest.raises(UserError, match="python -m jaxcifar.speedrun"):
+        train.fit(load("speedrun").get_config("94"), tmp_path)
