@@ -120,6 +120,8 @@ def _check_config_file(argv):
 def _list_variants(path):
     """Print the variants of a configuration file, one per line, and exit."""
     variants = runpy.run_path(path).get("VARIANTS", ())
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for --list | head
     print("\n".join(variants) if variants else f"{path} has no variants",
           file=sys.stdout if variants else sys.stderr)
     sys.exit(0)

@@ -15,12 +15,13 @@ GRID = "configs/architectures.py:cnn/"
 # Rows without a configuration: the figures of other codebases stand beside ours and are no recipe of
 # a report.
 WITHOUT_CONFIG = {"peer": [""]}
-# Configurations without a number: an alias, what the text claims and the code did not run, and the
-# cells of the grid of which the report prints curves or nothing.
+# Configurations without a number: an alias, what the text claims and the code did not run, what is
+# in no report, and the cells of the grid of which the report prints curves or nothing.
 ALIASES = {"configs/architectures.py:cnn": f"{GRID}b128_lr0.001_l0_d0.5_basic",
            "configs/architectures.py:cnn_plain": f"{GRID}b128_lr0.001_l0_d0.5_none"}
+SPEEDRUN = {f"configs/speedrun.py:{v}" for v in ("94", "94_sgd", "96")}
 STANDIN = {f"configs/finetune_standin.py:{v}" for v in ("pretrain", "frozen", "whole", "scratch")}
-WITHOUT_NUMBER = {"configs/quickstart.py", "configs/se_resnet_search.py", *STANDIN,
+WITHOUT_NUMBER = {"configs/quickstart.py", "configs/se_resnet_search.py", *STANDIN, *SPEEDRUN,
                   "configs/architectures.py:vit/depth6", *ALIASES}
 CELLS = [f"{GRID}b128_lr0.001_l0_{cell}" for cell in (
     "d0_none", "d0.5_none", "d0.5_basic", "d0.5_basic_erasing")]
