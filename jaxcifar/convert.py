@@ -50,8 +50,8 @@ def export_run(workdir, path, *, which="best", raw=False):
         variables = state.variables()
     name, options = _model(config)
     state_dict = torch_weights.to_torch(
-        name, variables, num_classes=task.num_classes, num_batches_tracked=int(state.step),
-        **options)
+        name, variables, num_classes=task.num_classes, image_size=task.image_size,
+        num_batches_tracked=int(state.step), **options)
     weight_files.save_file(path, state_dict)
     return int(state.epoch)
 
@@ -77,9 +77,9 @@ def import_weights(path, workdir, config, *, fresh=""):
     if fresh:
         given = _with_fresh(given, fresh, torch_weights.to_torch(
             name, {"params": state.params, "batch_stats": state.batch_stats},
-            num_classes=task.num_classes, **options))
+            num_classes=task.num_classes, image_size=task.image_size, **options))
     variables = torch_weights.from_torch(
-        name, given, num_classes=task.num_classes, **options)
+        name, given, num_classes=task.num_classes, image_size=task.image_size, **options)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     average = {"params": params, "batch_stats": batch_stats} if config.ema_decay else {}
     state = state.replace(params=params, batch_stats=batch_stats, ema=average,

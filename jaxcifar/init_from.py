@@ -43,14 +43,14 @@ def start(task, state):
     path, given = _read(config.init_from)
     name, options = _model(config)
     own = torch_weights.to_torch(name, {"params": state.params, "batch_stats": state.batch_stats},
-                                 num_classes=task.num_classes, image_size=_image_size(task),
+                                 num_classes=task.num_classes, image_size=task.image_size,
                                  **options)
-    new = _new_keys(given, own, classifier_keys(name, task.num_classes, _image_size(task), options))
+    new = _new_keys(given, own, classifier_keys(name, task.num_classes, task.image_size, options))
     kept = {key: value for key, value in given.items() if key not in new}
     try:
         variables = torch_weights.from_torch(
             name, kept | {key: own[key] for key in new}, num_classes=task.num_classes,
-            image_size=_image_size(task), **options)
+            image_size=task.image_size, **options)
     except UserError as error:
         raise UserError(f"config.init_from = {config.init_from!r}: {error}") from error
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
@@ -83,10 +83,10 @@ def _new_keys(given, own, classifier):
 
 def _read(source):
     """Return (where the weights were, state_dict) of config.init_from."""
-    if source.partition(".")[0].endswith("_Weights"):
+    path = pathlib.Path(source)
+    if source.partition(".")[0].endswith("_Weights") and path.suffix not in weight_files.SUFFIXES:
         path = torchvision_file(source)
     else:
-        path = pathlib.Path(source)
         if path.is_dir():
             return path, _of_run(path)
         if path.suffix not in weight_files.SUFFIXES:
@@ -157,7 +157,3 @@ def _model(config):
     """Return the model's registered name and its options."""
     options = config_lib.to_dict(config)["model"]
     return options.pop("name"), options
-
-
-def _image_size(task):
-    return task.augment.output_shape((32, 32, 3))[0]

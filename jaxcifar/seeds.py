@@ -21,6 +21,7 @@ import numpy as np
 from jaxcifar import config as config_lib
 from jaxcifar import environment, parallel, run_folder, together, train
 from jaxcifar.errors import UserError, unknown
+from jaxcifar.programs import Cache
 from jaxcifar.report import seeds as report
 from jaxcifar.run import refuse_other_config
 
@@ -64,7 +65,7 @@ def run(config, seeds, workdir, *, way="auto", stop=lambda: 0, stream=None):
     """
     if way not in WAYS:
         raise UserError(unknown("value of --seeds_together", way, WAYS))
-    config_lib.validate(config)
+    train.check(config)
     train.configure_jax(config)
     workdir = pathlib.Path(workdir)
     _refuse_other(config, workdir)
@@ -80,9 +81,10 @@ def run(config, seeds, workdir, *, way="auto", stop=lambda: 0, stream=None):
     if shared:
         together.fit(shared, pending, workdir, stop=stop, stream=stream)
     else:
+        cache = Cache(1)
         for seed in pending:
             say(f"seed {seed}")
-            _fit(config, seed, workdir, stop, stream)
+            _fit(config, seed, workdir, stop, stream, cache)
     if not parallel.is_primary():
         return None
     result = summary(config, seeds, workdir)
@@ -170,10 +172,10 @@ def _shared(config, pending, way, say):
     return shared if way == "yes" or together.pays(shared, pending, say) else None
 
 
-def _fit(config, seed, workdir, stop, stream):
+def _fit(config, seed, workdir, stop, stream, cache):
     try:
         train.fit(together.with_seed(config, seed), workdir / f"seed{seed}", stop=stop,
-                  stream=stream)
+                  stream=stream, cache=cache)
     except train.NonFiniteLoss as error:
         raise together.named(seed, error) from error
 

@@ -58,6 +58,11 @@ class Task:
         partial = self.steps_per_epoch > self.full_steps
         return self.num_train % self.config.batch_size if partial else 0
 
+    @property
+    def image_size(self):
+        """Height of the model's inputs in pixels."""
+        return self.augment.output_shape(IMAGE_SHAPE)[0]
+
     def init(self, seed):
         """Return the model's initial variables; only (seed, model) decide them."""
         images = jnp.zeros((1, *self.augment.output_shape(IMAGE_SHAPE)), self.model.dtype)

@@ -59,10 +59,7 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None, cache=None, after_epoch
     Raises:
       UserError: a mistake in the configuration, the data or the folder. NonFiniteLoss. Interrupted.
     """
-    config_lib.validate(config)
-    if config.speedrun.epochs:
-        raise UserError("this configuration is a speedrun, which has a loop of its own: "
-                        "python -m jaxcifar.speedrun --config=... --runs=N")
+    check(config)
     configure_jax(config)
     watch = logs.Stopwatch()
     devices = parallel.create(config)
@@ -109,6 +106,14 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None, cache=None, after_epoch
     result = measure_result(run, programs, live, state, held_out, arrays, watch)
     run.close()
     return Summary(run.workdir, state, result)
+
+
+def check(config):
+    """Raise UserError unless the configuration is valid, and one that this loop trains."""
+    config_lib.validate(config)
+    if config.speedrun.epochs:
+        raise UserError("this configuration is a speedrun, which has a loop of its own: "
+                        "python -m jaxcifar.speedrun --config=... --runs=N")
 
 
 def save(run, programs, live, state):

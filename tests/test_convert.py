@@ -199,3 +199,23 @@ def test_mistakes_are_one_line(arguments, message, run, tmp_path):
         convert.main(["convert", *arguments])
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "new").exists()
+
+
+def test_weights_of_a_network_of_resized_images_go_both_ways(tmp_path):
+    config = tiny.tiny_config(augment="resize(8)")
+    config.model = config_lib.model("mlp_s", hidden=(6, 5))
+    convert_there, file, back = tmp_path / "run", tmp_path / "w.safetensors", tmp_path / "back"
+    shape = (192, 6)  # 8 * 8 * 3 inputs
+    state = jax.tree.map(np.asarray, create_state(create_task(config, 100, 10), 0))
+    assert state.params["fc1"]["kernel"].shape == shape
+    convert_there.mkdir()
+    (convert_there / "config.json").write_text(json.dumps(config_lib.to_dict(config)))
+    checkpoints = checkpoint.Checkpoints(convert_there)
+    checkpoints.save(state, None)
+    checkpoints.close()
+    convert.export_run(convert_there, file)
+    convert.import_weights(file, back, config)
+    checkpoints = checkpoint.Checkpoints(back)
+    jax.tree.map(np.testing.assert_array_equal,
+                 checkpoints.restore_latest(state).params, state.params)
+    checkpoints.close()

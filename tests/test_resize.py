@@ -118,6 +118,7 @@ def test_held_out_images_take_no_random_operation(sample_images):
     ("resize(64, 'nearest')", "interpolation is one of bilinear, bicubic"),
     ("normalize|resize(64)", "resize works on uint8 images; put it before normalize"),
     ("center_crop((2, 2, 2))", "size is a whole number"),
+    ("normalize|center_crop(40)", "center_crop"),
 ])
 def test_what_cannot_be_is_refused(spec, message):
     with pytest.raises(UserError, match=message):

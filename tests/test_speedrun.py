@@ -17,7 +17,7 @@ import torch
 from test_configs import load
 from twins_speedrun import SpeedrunNet
 
-from jaxcifar import models, parallel, torch_weights, train
+from jaxcifar import models, parallel, seeds, torch_weights, train
 from jaxcifar import config as config_lib
 from jaxcifar.augment import ops
 from jaxcifar.errors import UserError
@@ -329,6 +329,9 @@ def test_speedrun_fields_leave_older_hashes_valid():
                 if path.startswith(("speedrun.", "optimizer.muon_"))]
 
 
-def test_the_training_loop_refuses_a_speedrun(tmp_path):
+def test_the_training_loops_refuse_a_speedrun(tmp_path):
+    config = load("speedrun").get_config("94")
     with pytest.raises(UserError, match="python -m jaxcifar.speedrun"):
-        train.fit(load("speedrun").get_config("94"), tmp_path)
+        train.fit(config, tmp_path)
+    with pytest.raises(UserError, match="python -m jaxcifar.speedrun"):
+        seeds.run(config, [0, 1], tmp_path, way="yes")

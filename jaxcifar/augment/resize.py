@@ -122,7 +122,7 @@ class CenterCrop:
     """Keep the middle: torchvision CenterCrop (zeros where the image is smaller)."""
 
     size: int | tuple[int, int]
-    on_normalized: ClassVar[bool] = True
+    on_normalized: ClassVar[bool] = False  # there the zeros would not be black
 
     def __post_init__(self):
         if not _is_size(self.size):
