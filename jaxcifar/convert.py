@@ -48,7 +48,7 @@ def export_run(workdir, path, *, which="best", raw=False):
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     if not raw:
         variables = state.variables()
-    name, options = _model(config)
+    name, options = model_of(config)
     state_dict = torch_weights.to_torch(
         name, variables, num_classes=task.num_classes, image_size=task.image_size,
         num_batches_tracked=int(state.step), **options)
@@ -72,7 +72,7 @@ def import_weights(path, workdir, config, *, fresh=""):
         raise UserError(f"{workdir} holds checkpoints already: choose another folder for --to")
     task = _task(config)
     state = _template(task)
-    name, options = _model(config)
+    name, options = model_of(config)
     given = weight_files.load_file(path)
     if fresh:
         given = _with_fresh(given, fresh, torch_weights.to_torch(
@@ -135,8 +135,8 @@ def _template(task):
     return jax.tree.map(np.asarray, create_state(task, task.config.seed))
 
 
-def _model(config):
-    """Return the model's registered name and its options."""
+def model_of(config):
+    """Return the registered name of a configuration's model and its options, a dict."""
     options = config_lib.to_dict(config)["model"]
     return options.pop("name"), options
 

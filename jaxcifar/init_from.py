@@ -15,7 +15,6 @@ import urllib.request
 import jax
 import numpy as np
 
-from jaxcifar import config as config_lib
 from jaxcifar import convert, models, torch_weights, weight_files
 from jaxcifar.errors import UserError, unknown
 
@@ -41,7 +40,7 @@ def start(task, state):
     if not config.init_from:
         return state, []
     path, given = _read(config.init_from)
-    name, options = _model(config)
+    name, options = convert.model_of(config)
     own = torch_weights.to_torch(name, {"params": state.params, "batch_stats": state.batch_stats},
                                  num_classes=task.num_classes, image_size=task.image_size,
                                  **options)
@@ -151,9 +150,3 @@ def _is_whole(path, name):
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest().startswith(name.rpartition("-")[2].partition(".")[0])
-
-
-def _model(config):
-    """Return the model's registered name and its options."""
-    options = config_lib.to_dict(config)["model"]
-    return options.pop("name"), options

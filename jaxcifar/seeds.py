@@ -19,7 +19,7 @@ import sys
 import numpy as np
 
 from jaxcifar import config as config_lib
-from jaxcifar import environment, parallel, run_folder, together, train
+from jaxcifar import parallel, run_folder, together, train
 from jaxcifar.errors import UserError, unknown
 from jaxcifar.programs import Cache
 from jaxcifar.report import seeds as report

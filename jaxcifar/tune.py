@@ -24,7 +24,7 @@ import jax
 from absl import app, flags
 
 from jaxcifar import config as config_lib
-from jaxcifar import errors, parallel, programs, run_folder, search_space, splits, study, train
+from jaxcifar import parallel, programs, run_folder, search_space, splits, study, train
 from jaxcifar import main as main_lib
 from jaxcifar.errors import UserError
 from jaxcifar.report import study as report

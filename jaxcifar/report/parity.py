@@ -10,7 +10,7 @@ import threading
 import jax
 
 from jaxcifar.errors import UserError
-from jaxcifar.report import parity_judge, parity_page, parity_results, parity_rows, parity_runs
+from jaxcifar.report import parity_page, parity_results, parity_rows, parity_runs
 
 
 def run_rows(root, *, rows, seeds, budget_minutes, jobs, workdir, command=parity_runs.command,
