@@ -25,6 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxcifar.models.products import contract
+
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 MERGED_WIDTH = 32  # channels, where a group has fewer
 _PLAIN = contextvars.ContextVar("jaxcifar_plain_convolutions", default=False)
@@ -116,7 +118,7 @@ def _split_shifts(x, dy, kernel_size, padding):
     rows, width = dy.shape[1], x.shape[2]
     columns = [_window(dy, (0, left - j), (rows, width)) for j in range(kw)]
     columns = jnp.concatenate(columns, axis=-1)
-    products = [_product(columns, _window(x, (i - top, 0), (rows, width))) for i in range(kh)]
+    products = [contract(columns, _window(x, (i - top, 0), (rows, width))) for i in range(kh)]
     grouped = jnp.stack(products).reshape(kh, kw, features, channels)
     return jnp.swapaxes(grouped, 2, 3)
 
@@ -129,7 +131,7 @@ def _shifts_of_x(x, dy, kernel_size, stride, padding):
     products = []
     for i in range(kh):
         columns = [_window(x, (i - top, j - left), size, stride) for j in range(kw)]
-        products.append(_product(jnp.concatenate(columns, axis=-1), dy))
+        products.append(contract(jnp.concatenate(columns, axis=-1), dy))
     return jnp.stack(products).reshape(kh, kw, channels, features)
 
 
@@ -205,16 +207,3 @@ def _window(x, start, size, stride=(1, 1)):
         edges.append((-start[axis], start[axis] + reach - x.shape[axis + 1], 0))
     x = lax.pad(x, jnp.zeros((), x.dtype), [*edges, (0, 0, 0)])  # negative edges crop
     return x[:, ::stride[0], ::stride[1]]
-
-
-def _product(a, b):
-    """Return a^T b, float32 [A, B], of [..., A] and [..., B]."""
-    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    if a.shape[-1] <= b.shape[-1]:
-        return _contract_rows(a, b)
-    # The wider operand on the right is 1.1 to 3 times as fast; the barrier keeps it there.
-    return lax.optimization_barrier(_contract_rows(b, a)).T
-
-
-def _contract_rows(a, b):
-    return lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxcifar.models import conv
+from jaxcifar.models import conv, products
 from jaxcifar.models.batch_norm import batch_norm
 from jaxcifar.models.pooling import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool
 
@@ -137,7 +137,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        y = products.linear(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             bias_init = self.bias_init or uniform_fan_in(x.shape[-1])
             y = y + self.param("bias", bias_init, (self.features,)).astype(self.dtype)
@@ -209,7 +209,8 @@ class Dropout(nn.Module):
 
     Values along `broadcast_dims` share their fate. Each example has its own key, from the layer's
     key (rng "dropout", the same on every device) and the example's position in the global batch:
-    the number of devices does not change the result.
+    the number of devices does not change the result. 16 random bits decide on each value: its
+    probability is `rate` to within 1e-5.
     """
 
     rate: float
@@ -223,7 +224,9 @@ class Dropout(nn.Module):
             return jnp.zeros_like(x)
         keys = example_keys(self.make_rng("dropout"), x.shape[0])
         shape = [1 if i in self.broadcast_dims else n for i, n in enumerate(x.shape)][1:]
-        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, shape))(keys)
+        with jax.threefry_partitionable(False):  # every bit of every hash is used: 4 times as fast
+            bits = jax.vmap(lambda key: jax.random.bits(key, shape, "uint16"))(keys)
+        keep = bits >= min(round(self.rate * 2**16), 2**16 - 1)
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
 
 

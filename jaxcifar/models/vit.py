@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxcifar.errors import UserError
-from jaxcifar.models import layers
+from jaxcifar.models import layers, products
 
 
 class SelfAttention(nn.Module):
@@ -29,7 +29,8 @@ class SelfAttention(nn.Module):
         # One parameter for queries, keys and values, [3 width, width] as in torch.
         weight = self.param("in_proj_weight", _xavier_uniform, (3 * width, width))
         bias = self.param("in_proj_bias", nn.initializers.zeros, (3 * width,))
-        qkv = x.astype(self.dtype) @ weight.astype(self.dtype).T + bias.astype(self.dtype)
+        qkv = products.linear(x.astype(self.dtype), weight.astype(self.dtype).T)
+        qkv = qkv + bias.astype(self.dtype)
         q, k, v = jnp.moveaxis(qkv.reshape(count, length, 3, self.heads, -1), 2, 0)
         scores = jnp.einsum("nqhd,nkhd->nhqk", q / math.sqrt(width // self.heads), k)
         weights = nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
