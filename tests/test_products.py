@@ -8,7 +8,7 @@ import pytest
 from jaxcifar.models import products
 
 
-@pytest.mark.parametrize("shape,features", [((5, 3), 7), ((4, 5, 7), 3), ((2, 3, 4, 6), 6)], ids=str)
+@pytest.mark.parametrize("shape,features", [((5, 3), 7), ((2, 8), 3), ((4, 5, 7), 3), ((2, 3, 4, 6), 6)], ids=str)
 def test_linear_has_the_values_and_gradients_of_the_plain_product(shape, features):
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = jax.random.normal(keys[0], shape), jax.random.normal(keys[1], (shape[-1], features))
