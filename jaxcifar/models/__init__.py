@@ -38,6 +38,7 @@ MODELS = {
     "resnext29_32x4d": ("resnext", "ResNeXt", {"cardinality": 32, "bottleneck_width": 4}),
     "wide_resnet28_10": ("wide_resnet", "WideResNet", {}),
     "wide_resnet16_8": ("wide_resnet", "WideResNet", {"depth": 16, "width": 8}),
+    "shake_shake26_2x32d": ("shake_shake", "ShakeShakeNet", {}),
     "lenet": ("lenet", "LeNet", {}),
     "vgg11": ("vgg", "VGG", {"blocks": (1, 1, 2, 2, 2)}),
     "vgg13": ("vgg", "VGG", {"blocks": (2, 2, 2, 2, 2)}),

@@ -33,6 +33,7 @@ PAPERS = {
     "resnext": "Xie et al. 2017, Aggregated Residual Transformations",
     "se_dla": "SE-ResNet report (SE bottlenecks in DLA trees)",
     "senet": "Hu et al. 2018, Squeeze-and-Excitation Networks",
+    "shake_shake": "Gastaldi 2017, Shake-Shake regularization",
     "shufflenet": "Zhang et al. 2018, ShuffleNet",
     "shufflenetv2": "Ma et al. 2018, ShuffleNet V2",
     "simpledla": "Yu et al. 2018, Deep Layer Aggregation (simplified)",
