@@ -210,7 +210,7 @@ def _add_weight_decay(exclude):
     def init(params):
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         if pattern is not None and not any(map(excluded, paths)):
-            raise UserError(f"decay_exclude {exclude!r} matches no parameter of this model")
+            raise UserError(f"decay_exclude {exclude!r} matches no parameter that is trained")
         return optax.EmptyState()
 
     def update(updates, state, params, *, weight_decay, **_):
