@@ -58,8 +58,12 @@ SPEEDRUN = {
     "lookahead_every": 0,  # steps between which weights return to their moving average; 0: off
     "lookahead_decay": 0.95,  # of this average per step at the end, times (share of steps done)^3
     "tta_share": 1.0,  # of the test images, the least certain, that all six views are taken of
+    "keep_share": 1.0,  # of every batch, the examples of which a proxy's losses are largest; 1: all
+    "proxy_channels": (32, 64, 64),  # of the proxy, which is trained before, on the same batches
+    "proxy_every": 4,  # batches between the proxy's steps; of the others it has the losses only
 }
-ADDED_FIELDS |= {f"speedrun.{name}": value for name, value in SPEEDRUN.items()}
+ADDED_FIELDS |= {f"speedrun.{name}": list(value) if isinstance(value, tuple) else value
+                 for name, value in SPEEDRUN.items()}
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)

@@ -1,11 +1,8 @@
-"""Measure jaxcifar beside PyTorch:  python scripts/benchmark.py [--quick]
-
-python scripts/benchmark.py --work=step:mobilenetv2,cnn3,epoch:resnet18@512 --batch=128 \
-    --contenders=jaxcifar,torch_eager --repeats=5 --threads=1
-"""
+"""Measure jaxcifar beside PyTorch:  python scripts/benchmark.py [--quick]  (--help: the rest)."""
 
 import argparse
 import pathlib
+import signal
 import sys
 
 from jaxcifar.benchmark import driver
@@ -13,8 +10,8 @@ from jaxcifar.errors import UserError
 
 
 def main():
-    """Parse the flags, measure; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Parse the flags, measure; return the exit code, None for success."""
+    parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--quick", action="store_true", help="on CPU a quarter of an hour; smaller, fewer repeats")
     add("--work", default="", help="KIND:MODEL[@BATCH],...; kinds: step, epoch, eval, augment")
@@ -25,14 +22,16 @@ def main():
     add("--threads", type=int, default=0, help="CPU cores for each contender (all)")
     add("--compiled", choices=("auto", "yes", "no"), default="auto", help="torch.compile tried?")
     add("--seconds", type=float, default=0.0, help="that one measurement should take (2; quick: 1)")
+    add("--resume", action="store_true", help="keep what the result file has of this source")
+    add("--limit", type=int, default=None, help="seconds to prepare, to measure (GPU: 300; CPU: 0)")
     add("--name", default="", help="results/benchmark_DEVICE_NAME.json (with --work: else none)")
     add("--out", default=pathlib.Path(__file__).resolve().parent.parent, help="folder of results/")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the contenders end too
     try:
-        driver.run(**vars(parser.parse_args()))
+        return driver.run(**vars(parser.parse_args()))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    return 0
 
 
 if __name__ == "__main__":

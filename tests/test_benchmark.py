@@ -1,11 +1,13 @@
 """The benchmark: selections, ratios, the table, twins for every name, one run from end to end."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,8 @@ from jaxcifar import models
 from jaxcifar.augment import policies
 from jaxcifar.augment.geometry import View
 from jaxcifar.benchmark import (child, driver, inputs, jax_contender, pillow_transforms, plot,
-                                table, torch_augment, torch_data, torch_twins, work)
+                                table, torch_augment, torch_contender, torch_data, torch_twins,
+                                work)
 from jaxcifar.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -48,7 +51,9 @@ def rows():
                "torch_best": report(compile_seconds=7.0),
                "torch_eager": {"error": "PyTorch is not installed"}}
     entry = work.create("lenet", 10, ("epoch", "augment"), num_train=500, epoch_steps=10)
-    return {(r["kind"], r["contender"]): r for r in table.rows(entry, turns, reports)}
+    found = table.rows(entry, turns, reports)
+    table.compare(found)
+    return {(r["kind"], r["contender"]): r for r in found}
 
 
 def test_speeds_are_medians_and_ratios_are_of_the_same_turn(rows):
@@ -218,37 +223,155 @@ def test_a_contender_that_ends_is_reported_with_its_last_words(monkeypatch):
         driver.Process("torch_eager", {})
 
 
-def test_a_contender_that_fails_is_left_out_of_every_turn(monkeypatch):
-    class Fake:
-        def __init__(self, contender, spec):
-            if contender == "torch_best":
-                raise UserError("no PyTorch")
-            self.contender, self.asked = contender, 0
+def test_a_contender_that_hangs_is_ended(monkeypatch, tmp_path):
+    sleeper = tmp_path / "sleeper"
+    sleeper.write_text("#!/bin/sh\nexec sleep 60\n")
+    sleeper.chmod(0o755)
+    monkeypatch.setattr(driver.sys, "executable", str(sleeper))
+    with pytest.raises(driver.TimedOut, match="torch_best: no answer within 0.2 s"):
+        driver.Process("torch_best", {}, limit=0.2)
 
-        def measure(self, kind):
-            self.asked += 1
-            if self.contender == "torch_eager" and self.asked == 2:
-                raise UserError("out of memory")
-            return measured(10, 1.0, 1.0)
 
-        def finish(self):
-            return report(multiply_adds=1, training=3, first_seconds={"step": 1.0})
+def test_a_contender_ends_with_its_parent():
+    code = ("import subprocess, sys\n"
+            "child = 'from jaxcifar.benchmark.child import end_with_parent; import time\\n'"
+            "'end_with_parent(); print(1, flush=True); time.sleep(60)'\n"
+            "p = subprocess.Popen([sys.executable, '-c', child], stdout=subprocess.PIPE,\n"
+            "                     stderr=subprocess.DEVNULL)\n"
+            "p.stdout.readline()\nprint(p.pid)")
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    for _ in range(100):
+        stat = pathlib.Path(f"/proc/{int(done.stdout)}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        threading.Event().wait(0.05)
+    pytest.fail("the child lives on")
 
-        def close(self):
-            pass
 
+class Fake:
+    """Stands for a contender's process: 10 images in 1 s each time; what `fails` names fails."""
+
+    asked, fails, device = [], {}, "cpu"
+
+    def __init__(self, contender, spec, limit=0):
+        Fake.asked.append((contender, spec["model"]))
+        if Fake.fails.get(contender) == "start":
+            raise UserError(f"no {contender}")
+        self.contender, self.count = contender, 0
+
+    def measure(self, kind):
+        self.count += 1
+        if self.count == Fake.fails.get(self.contender):
+            raise UserError("out of memory")
+        if Fake.fails.get(self.contender) == "hang":
+            raise driver.TimedOut("no answer")
+        return measured(10, 0.5 if self.contender == "jaxcifar" else 1.0, 1.0)
+
+    def finish(self):
+        counted = {"multiply_adds": 1, "training": 3} if self.contender == "jaxcifar" else {}
+        return report(first_seconds={"step": 1.0}, environment={"device": Fake.device}, **counted)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    Fake.asked, Fake.fails, Fake.device = [], {}, "cpu"
     monkeypatch.setattr(driver, "Process", Fake)
     monkeypatch.setattr(driver, "_PAUSE_SECONDS", 0)
+    return Fake
+
+
+def test_a_contender_that_fails_is_left_out_of_every_turn(fakes):
+    fakes.fails = {"torch_best": "start", "torch_eager": 2}
     said, entry = [], work.create("lenet", 8, ("step",))
     turns, reports = driver.measure(entry, ["jaxcifar", "torch_eager", "torch_best"], 3, threads=0,
                                     caches=True, on_cpu=True, say=said.append)
     assert [set(turn) for turn in turns["step"]] == [{"jaxcifar"}] * 3
-    assert reports["torch_eager"] == {"error": "out of memory"}
-    assert "  no PyTorch" in said
+    assert reports["torch_eager"] == {"error": "out of memory", "timed_out": False}
+    assert "  no torch_best" in said
     ours, *others = table.rows(entry, turns, reports)
-    assert ours["contender"] == "jaxcifar" or "error" in ours
     assert sorted(r["contender"] for r in [ours, *others] if "error" in r) == [
         "torch_best", "torch_eager"]
+
+
+def measure_all(tmp_path, **options):
+    driver.run(**{**dict(
+        work="step:lenet,mlp_s", contenders="jaxcifar,torch_eager,torch_best", repeats=2, batch=8,
+        quick=True, epoch_steps=None, threads=0, compiled="no", seconds=0.0, name="test",
+        out=tmp_path), **options})
+    path, = (tmp_path / "results").glob("*.json")
+    rows = json.loads(path.read_text())["rows"]
+    return {(row["contender"], row["model"]): row for row in rows}
+
+
+def test_what_was_measured_before_an_end_is_kept_and_gone_on_from(fakes, monkeypatch, tmp_path):
+    """On a GPU: one contender after the other, the file after each, --resume takes the rest."""
+    monkeypatch.setattr(driver.host, "runs_on_cpu", lambda: False)
+    fakes.device = "NVIDIA H200"
+    fakes.fails = {"torch_eager": "start"}
+
+    class Killed(BaseException):
+        pass
+
+    def killed(self, kind):
+        raise Killed
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        original = Fake.measure
+        patch.setattr(Fake, "measure", lambda self, kind: (
+            killed if fakes.asked[-1] == ("jaxcifar", "mlp_s") else original)(self, kind))
+        measure_all(tmp_path)
+    first = [(c, "lenet") for c in ("jaxcifar", "torch_eager", "torch_best")]
+    assert fakes.asked == [*first, ("jaxcifar", "mlp_s")]
+    fakes.asked, fakes.fails = [], {"torch_best": "hang"}
+    rows = measure_all(tmp_path, resume=True)
+    assert fakes.asked == [("torch_eager", "lenet"), *(
+        (c, "mlp_s") for c in ("jaxcifar", "torch_eager", "torch_best"))]
+    assert len(rows) == 6
+    ours = rows["jaxcifar", "lenet"]
+    assert ours["ratio"] == {"torch_eager": 2.0, "torch_best": 2.0}
+    assert ours["ratio_by_cpu_time"] == {}  # on a GPU it would be time spent in waiting
+    assert ours["share_of_peak"] == pytest.approx(20 * 2 * 3 / 20)
+    assert rows["torch_best", "mlp_s"]["timed_out"]
+    fakes.asked = []
+    measure_all(tmp_path, resume=True)
+    assert fakes.asked == []
+    measure_all(tmp_path, resume=True, repeats=3)  # other settings: all anew
+    assert len(fakes.asked) == 6
+
+
+def test_on_cpu_a_work_that_lacks_a_contender_is_measured_again(fakes, tmp_path):
+    fakes.fails = {"torch_best": "start"}
+    measure_all(tmp_path)
+    fakes.asked, fakes.fails = [], {}
+    rows = measure_all(tmp_path, resume=True)
+    assert len(fakes.asked) == 6
+    assert rows["jaxcifar", "lenet"]["ratio_by_cpu_time"] == {"torch_eager": 1, "torch_best": 1}
+
+
+def test_without_matplotlib_the_rows_are_written(fakes, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert len(measure_all(tmp_path)) == 6
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_trials_of_memory_formats_leave_a_momentum_of_the_parameters_layout(monkeypatch):
+    """Fused optimisers on CUDA refuse others; and no trial's state goes on into the next."""
+    asked = {**dataclasses.asdict(work.create("cnn3", 4, ("step",), num_train=8)),
+             "threads": 1, "caches": True, "on_cpu": True, "compile": False}
+    monkeypatch.setattr(torch_contender.Best, "_seconds", lambda self, size: (
+        self._step(self._images[:4], self._labels[:4]), -len(seen), seen.append(self._format))[1])
+    seen = []
+    best = torch_contender.Best({**asked, "contender": "torch_best"})
+    assert seen == [torch.channels_last] * 2 + [torch.contiguous_format] * 2
+    best._step(best._images[:4], best._labels[:4])
+    assert best.variant == "eager bfloat16 NCHW"
+    strides = [(p.stride(), best._optimizer.state[p]["momentum_buffer"].stride(), p.grad.stride())
+               for p in best._model.parameters()]
+    assert all(a == b == c for a, b, c in strides)
+    assert all(p.is_contiguous() for p in best._model.parameters())
 
 
 def test_a_wrong_contender_is_explained():

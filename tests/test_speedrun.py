@@ -15,14 +15,13 @@ import pytest
 import tiny
 import torch
 from test_configs import load
-from twins_speedrun import SpeedrunNet
 
 from jaxcifar import models, parallel, seeds, torch_weights, train
 from jaxcifar import config as config_lib
 from jaxcifar.augment import ops
 from jaxcifar.errors import UserError
 from jaxcifar.models import conv, speedrun_net
-from jaxcifar.speedrun import driver, training
+from jaxcifar.speedrun import driver, torch_network, training
 from jaxcifar.speedrun import trainer as trainer_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -91,7 +90,7 @@ def test_the_network_equals_its_torch_twin(depth, sample_images):
     torch.manual_seed(0)
     images = np.asarray(ops.normalize(sample_images[:4], (0.5,) * 3, (0.25,) * 3))
     options = {"channels": (4, 6, 8), "depth": depth, "head_scale": 0.25}
-    twin = SpeedrunNet(**options).train()
+    twin = torch_network.create(**options).train()
     with torch.no_grad():
         for name, p in twin.named_parameters():
             p += 0.1 * torch.randn(p.shape)
@@ -198,7 +197,7 @@ def test_steps_equal_those_of_torch(trained):
     """Five steps, the last two without the first layer's bias: our images, all else torch's."""
     trainer, prepared, states = trained
     run, base, options = trainer.run, 0.2 * 0.24, {"channels": (4, 6), "head_scale": 1 / 256}
-    twin = SpeedrunNet(**options).train()
+    twin = torch_network.create(**options).train()
     start = {"params": states[0].params, "batch_stats": states[0].batch_stats}
     weights = torch_weights.to_torch("speedrun94", start, **options)
     twin.load_state_dict({key: torch.tensor(value) for key, value in weights.items()}, strict=False)
@@ -237,13 +236,13 @@ def test_rates_and_decay_are_those_of_the_recipes():
     speedrun = load("speedrun")
     runs = {v: create(speedrun.get_config(v)) for v in speedrun.VARIANTS}
     assert {v: (r.total_steps, r.bias_steps) for v, r in runs.items()} == {
-        "94": (200, 75), "94_sgd": (476, 144), "96": (1920, 144)}
+        "94": (200, 75), "94_sgd": (476, 144), "96": (1920, 144), "96_selected": (2160, 144)}
     rate = {v: [float(training.learning_rate(r, s))
                 for s in (0, int(0.23 * r.total_steps), r.total_steps)] for v, r in runs.items()}
     base = 11.5 / 1024 / (1 + 1 / 0.15)
     np.testing.assert_allclose(rate["94"], [0.24, 0.24 * 0.77, 0], rtol=1e-6)
     np.testing.assert_allclose(rate["94_sgd"], [0.2 * base, base, 0.07 * base], rtol=1e-6)
-    own = [float(training._bias_share(runs["94"], s)) * float(training.learning_rate(runs["94"], s))
+    own = [float(training.bias_share(runs["94"], s)) * float(training.learning_rate(runs["94"], s))
            for s in (0, 30, 75)]
     np.testing.assert_allclose(own, [0.24, 0.24 * 0.6, 0], rtol=1e-5)
     leaf = jnp.ones(3)

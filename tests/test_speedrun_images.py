@@ -74,7 +74,8 @@ def test_epochs_are_permutations_without_their_partial_batch():
 
 
 def test_cutout_lies_inside():
-    images = images_lib.cut_out(jnp.ones((300, 9, 9, 3)), jax.random.key(0), 4)
+    corners = images_lib.squares(jax.random.key(0), 300, (9, 9), 4)
+    images = images_lib.cut_out(jnp.ones((300, 9, 9, 3)), corners, 4)
     zeros = np.asarray(images == 0)
     assert (zeros.sum((1, 2, 3)) == 4 * 4 * 3).all()
     corners = {(int(z[..., 0].any(1).argmax()), int(z[..., 0].any(0).argmax())) for z in zeros}

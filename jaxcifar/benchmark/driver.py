@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -17,14 +18,22 @@ from jaxcifar.errors import UserError, unknown
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PAUSE_SECONDS = 0.3  # between turns: waiting threads of the last one go to sleep
+_LIMIT_SECONDS = 300  # for a contender's preparation, and for each of its measurements, on a GPU
+
+
+class TimedOut(UserError):
+    """A contender did not answer within its limit."""
 
 
 class Process:
-    """A contender's process; its standard error goes to a temporary file."""
+    """A contender's process; its standard error goes to a temporary file.
 
-    def __init__(self, contender, spec):
+    limit: seconds until it has to have answered; 0: none.
+    """
+
+    def __init__(self, contender, spec, limit=0):
         """Start the process and wait until it has compiled and warmed up. Raises UserError."""
-        self.contender = contender
+        self.contender, self._limit = contender, limit
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         text = json.dumps({**spec, "contender": contender})
         environ = dict(os.environ, PYTHONPATH=os.pathsep.join(
@@ -63,7 +72,21 @@ class Process:
         return self._read()
 
     def _read(self):
+        late = threading.Event()
+
+        def end():
+            late.set()
+            self._process.kill()
+
+        timer = threading.Timer(self._limit, end) if self._limit else None
+        if timer:
+            timer.start()
         line = self._process.stdout.readline()
+        if timer:
+            timer.cancel()
+        if late.is_set():
+            self.close()
+            raise TimedOut(f"{self.contender}: no answer within {self._limit} s")
         message = json.loads(line) if line else {"error": self._last_words()}
         if "error" in message:
             self.close()
@@ -77,12 +100,12 @@ class Process:
         return f"its process ended (exit code {self._process.returncode}): {lines[-1]}"
 
 
-def measure(work, contenders, repeats, *, threads, caches, on_cpu, say):
+def measure(work, contenders, repeats, *, threads, caches, on_cpu, say, limit=0):
     """Measure one Work with every contender; they take turns within each repeat.
 
     Returns:
       (turns, reports): {kind: [{contender: measurement} for each repeat]}, {contender: report or
-      {"error": text}}. A contender that fails is left out of the turns.
+      {"error": text, "timed_out": bool}}. A contender that fails is left out of the turns.
     """
     spec = {**dataclasses.asdict(work), "threads": threads, "caches": caches, "on_cpu": on_cpu}
     processes, reports = {}, {}
@@ -90,7 +113,7 @@ def measure(work, contenders, repeats, *, threads, caches, on_cpu, say):
         for contender in contenders:
             say(f"{work.model}@{work.batch}: {contender} prepares")
             with _failing(contender, reports, processes, say):
-                processes[contender] = Process(contender, spec)
+                processes[contender] = Process(contender, spec, limit)
         turns = {kind: [_turn(processes, kind, reports, say) for _ in range(repeats)]
                  for kind in (*work.kinds, "peak")}
         for contender, process in list(processes.items()):
@@ -119,13 +142,16 @@ def _failing(contender, reports, processes, say):
         yield
     except UserError as error:
         say(f"  {error}")
-        reports[contender] = {"error": str(error)}
+        reports[contender] = {"error": str(error), "timed_out": isinstance(error, TimedOut)}
         processes.pop(contender, None)
 
 
 def run(*, work, contenders, repeats, batch, quick, epoch_steps, threads, compiled, seconds,
-        name, out):
+        name, out, resume=False, limit=None):
     """Measure, print the table and write the files: all that scripts/benchmark.py does.
+
+    On CPU the contenders of a work take turns, since other work on the machine slows now this one,
+    now that one. On a GPU each has the device for itself, one after the other.
 
     Args:
       work: selection (see work.parse), "" for the standard list. contenders: names with commas, ""
@@ -135,7 +161,9 @@ def run(*, work, contenders, repeats, batch, quick, epoch_steps, threads, compil
         all. compiled: "auto", "yes" or "no", whether torch_best may use torch.compile. seconds:
         that one measurement should take, 0: 2 (quick: 1). name: of the result files, after the
         device's; with a selection and no name nothing is written. out: folder that gets results/
-        and docs/figures/; the files are written anew after each work.
+        and docs/figures/; the files are written anew after each contender (on CPU: each work).
+        resume: keep what the file has of this source and these settings. limit: seconds for a
+        contender's preparation and for each measurement, 0: none; None: 300 on a GPU, else none.
 
     Raises:
       UserError: an unknown model, kind of work or contender; nothing could be measured.
@@ -146,34 +174,112 @@ def run(*, work, contenders, repeats, batch, quick, epoch_steps, threads, compil
                             epoch_steps=epoch_steps, seconds=seconds)
     if compiled != "auto":
         works = [dataclasses.replace(w, compile=compiled == "yes") for w in works]
-    repeats = repeats or (3 if quick else 5)
-    rows, written = [], ()
-    for entry in works:
-        turns, reports = measure(entry, contenders, repeats, threads=threads, on_cpu=on_cpu,
-                                 caches=quick or bool(work),
-                                 say=lambda line: print(line, file=sys.stderr))
-        new = table.rows(entry, turns, reports)
-        rows += new
-        print(table.text(new, header=len(rows) == len(new)), flush=True)
-        if any("ratio" in row for row in rows) and (name or not work):
-            written = write(rows, on_cpu, name, pathlib.Path(out),
-                            {"quick": quick, "repeats": repeats, "threads": threads})
-    if not any("ratio" in row for row in rows):
+    limit = (0 if on_cpu else _LIMIT_SECONDS) if limit is None else limit
+    settings = {"quick": quick, "repeats": repeats or (3 if quick else 5), "threads": threads,
+                "source": source()}
+    writes, folder = bool(name or not work), pathlib.Path(out)
+    if resume and not writes:
+        raise UserError("--resume goes on from a file, and --work without --name writes none")
+    rows = previous(folder, name, on_cpu, settings) if resume else []
+    written = ()
+    for number, entry in enumerate(works):
+        for group in _groups(entry, contenders, rows, on_cpu):
+            turns, reports = measure(
+                entry, group, settings["repeats"], threads=threads, on_cpu=on_cpu, limit=limit,
+                caches=quick or bool(work), say=lambda line: print(line, file=sys.stderr))
+            new = [row | {"settings": describe(entry)} for row in table.rows(entry, turns, reports)]
+            rows = _kept(rows, new) + new
+            for_this = _rows_of(entry, rows, contenders)
+            table.compare(for_this)
+            if writes and any("images_per_second" in row for row in rows):
+                written = write(rows, on_cpu, name, folder, settings)
+        print(table.text(_rows_of(entry, rows, contenders), header=number == 0), flush=True)
+    if not any("images_per_second" in row for row in rows):
         raise UserError("nothing could be measured: see the messages above")
     print("\n".join((table.LEGEND, table.summary(rows), *(f"wrote {path}" for path in written))))
 
 
+def source():
+    """Return 12 hexadecimal digits that differ when a source file of the package does."""
+    digest = hashlib.sha256()
+    for path in sorted((_ROOT / "jaxcifar").rglob("*.py")):
+        digest.update(path.relative_to(_ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def describe(entry):
+    """Return what two measurements of a Work must share to stand side by side, fit for JSON."""
+    fields = dataclasses.asdict(entry)
+    return {key: fields[key] for key in ("augment", "num_train", "optimizer", "epoch_steps",
+                                         "seconds", "compile")}
+
+
+def previous(folder, name, on_cpu, settings):
+    """Return the rows of the result file of this source and these settings, [] if there is none.
+
+    A row without a result is left out, to be tried again, unless it ran into the limit.
+    """
+    for path in sorted(folder.glob("results/benchmark_*.json")):
+        if not path.stem.endswith(name) or path.stem.startswith("benchmark_cpu") != on_cpu:
+            continue
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if path != _paths(content["rows"], on_cpu, name, folder)[0]:
+            continue
+        if all(content.get(key) == value for key, value in settings.items()):
+            return [row for row in content["rows"] if "error" not in row or row["timed_out"]]
+    return []
+
+
+def _groups(entry, contenders, rows, on_cpu):
+    """Return the contenders that are left to measure, in lists of those that take turns."""
+    done = {(row["work"], row["contender"]) for row in rows if row["settings"] == describe(entry)}
+    left = [c for c in contenders if any((entry.name(k), c) not in done for k in entry.kinds)]
+    if on_cpu:  # ratios are within a turn: all again
+        return [contenders] if left else []
+    return [[contender] for contender in left]
+
+
+def _kept(rows, new):
+    """Return the rows beside which `new` ones stand: not measured again, and of the same device."""
+    again = {(row["work"], row["contender"]) for row in new}
+    devices = {row["environment"]["device"] for row in new if "environment" in row}
+    return [row for row in rows if (row["work"], row["contender"]) not in again and (
+        not devices or "environment" not in row or row["environment"]["device"] in devices)]
+
+
+def _rows_of(entry, rows, contenders):
+    """Return the rows of a Work: kind by kind, contenders in their order."""
+    return [row for kind in entry.kinds for contender in contenders for row in rows
+            if row["work"] == entry.name(kind) and row["contender"] == contender]
+
+
 def write(rows, on_cpu, name, folder, settings):
-    """Write results/benchmark_DEVICE[_NAME].json and its figure; return the paths of both."""
-    device = next(row["environment"]["device"] for row in rows if "environment" in row)
-    slug = "cpu" if on_cpu else "-".join(device.lower().split())
-    stem = "_".join(filter(None, ("benchmark", slug, name)))
-    json_path, figure_path = folder / f"results/{stem}.json", folder / f"docs/figures/{stem}.png"
+    """Write results/benchmark_DEVICE[_NAME].json and its figure; return the paths of both.
+
+    Without matplotlib there is no figure.
+    """
+    json_path, figure_path = _paths(rows, on_cpu, name, folder)
     for path in (json_path, figure_path):
         path.parent.mkdir(parents=True, exist_ok=True)
     run_folder.write_atomic(json_path, json.dumps({**settings, "rows": rows}, indent=1) + "\n")
-    plot.bars(rows, figure_path, title=f"Images per second, jaxcifar over PyTorch ({device})")
+    try:
+        plot.bars(rows, figure_path,
+                  title=f"Images per second, jaxcifar over PyTorch ({_device(rows)})")
+    except ImportError as error:
+        print(f"no figure: {error}", file=sys.stderr)
+        return (json_path,)
     return json_path, figure_path
+
+
+def _device(rows):
+    return next(row["environment"]["device"] for row in rows if "environment" in row)
+
+
+def _paths(rows, on_cpu, name, folder):
+    """Return the paths of the results and of their figure."""
+    slug = "cpu" if on_cpu else "-".join(_device(rows).lower().split())
+    stem = "_".join(filter(None, ("benchmark", slug, name)))
+    return folder / f"results/{stem}.json", folder / f"docs/figures/{stem}.png"
 
 
 def _contenders(text, on_cpu):

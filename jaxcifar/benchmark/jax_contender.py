@@ -31,7 +31,7 @@ class Contender:
         state = jax.tree.map(np.asarray, create_state(self._task, config.seed)).on_device()
         self._live = self.devices.replicate(state)
         self._host_step, self._permutation = 0, None
-        self.repeat_warm_up = False
+        self.repeat_warm_up = False  # every call is the same program
         kinds = {"step": self._train, "epoch": self._train, "eval": self._evaluate,
                  "augment": self._augment}
         self.kinds = {kind: kinds[kind] for kind in work["kinds"]} | {"peak": self._peak()}
@@ -82,12 +82,12 @@ class Contender:
     def _peak(self):
         """Return the work "peak": large matrix products; its "images" are their operations."""
         size, count = inputs.PRODUCTS[self._on_cpu]
-        factor = jax.random.normal(jax.random.key(0), (size, size)) / size**0.5
-        factor = factor.astype(self._config.dtype)
         product = jax.jit(lambda a, b: a @ b)
 
         def run(batches, start):
             del batches
+            factor = jax.random.normal(jax.random.key(0), (size, size)) / size**0.5
+            factor = factor.astype(self._config.dtype)
             result = jax.block_until_ready(product(factor, factor))
             start()
             for _ in range(count):
@@ -96,10 +96,14 @@ class Contender:
             return count * 2 * size**3
         return run
 
+    def memory(self):
+        """Return the peak memory so far, in bytes: of the device and of the host."""
+        return environment.memory()
+
     def report(self):
         """Return what the table says of this process, see table.rows."""
         sums = self.devices.fetch(self._live.sums)
-        return {**environment.memory(), "environment": environment.environment(),
+        return {"environment": environment.environment(),
                 "dtype": self._config.dtype, "variant": f"{self.devices.kind} {self._config.dtype}",
                 **multiply_adds(self._work["model"]),
                 "loss": float(sums["loss_sum"]) / max(int(sums["count"]), 1)}

@@ -12,46 +12,68 @@ def rows(work, turns, reports):
     Args:
       work: work.Work. turns, reports: as driver.measure returns them.
 
-    Ratios are medians over the repeats of a contender's images per second, or per CPU second,
-    divided by PyTorch's in the same turn. A multiply-add is two operations; the share is of
-    the fastest matrix product of that dtype that any contender computed in the same turns.
+    `compare` then adds what follows from several rows.
     """
-    peaks = _peaks(turns.get("peak", ()), reports)
-    counts = next((r for r in reports.values() if "multiply_adds" in r), None)
     found = []
     for kind in work.kinds:
         for contender, report in reports.items():
             row = {"work": work.name(kind), "kind": kind, "model": work.model,
                    "batch": work.batch, "contender": contender}
             if "error" in report:
-                found.append({**row, "error": report["error"]})
+                found.append({**row, **report})
                 continue
             row |= _speed(turns[kind], contender)
-            row["ratio"] = _ratios(turns[kind], contender, "seconds")
-            row["ratio_by_cpu_time"] = _ratios(turns[kind], contender, "cpu_seconds")
+            if turns.get("peak"):
+                row["peak_rate"] = statistics.median(_rates(turns["peak"], contender))
             if kind == "epoch":
                 row["epoch_seconds"] = work.num_train / row["images_per_second"]
                 row["extrapolated"] = row["images"] < work.num_train - work.batch
-            row |= _from_report(kind, report)
-            if counts and kind != "augment":
-                row |= _share(row, counts, peaks[report["dtype"]])
-            found.append(row)
-    _augmentation_shares(found)
+            found.append(row | _from_report(kind, report))
     return found
+
+
+def compare(found):
+    """Add to rows of one model and batch size what follows from several of them.
+
+    Ratios are medians over the repeats of a contender's images per second, or (on CPU) per CPU
+    second, divided by PyTorch's in the same turn. A multiply-add is two operations; the share is
+    of the fastest matrix product of that dtype that any contender computed. An epoch's row gets the
+    share of augmentation alone.
+    """
+    measured = [row for row in found if "error" not in row]
+    counts = next((row for row in measured if "training_multiply_adds" in row), None)
+    peaks = {}
+    for row in measured:
+        if "peak_rate" in row:
+            peaks[row["dtype"]] = max(row["peak_rate"], peaks.get(row["dtype"], 0.0))
+    for row in measured:
+        same = {other["contender"]: other for other in measured if other["kind"] == row["kind"]}
+        row["ratio"] = _ratios(row, same, "images_per_second_all")
+        on_cpu = row["environment"]["device"] == "cpu"  # elsewhere it is mostly time in waiting
+        row["ratio_by_cpu_time"] = _ratios(row, same, "images_per_cpu_second_all") if on_cpu else {}
+        if counts and row["kind"] != "augment" and row["dtype"] in peaks:
+            row |= _share(row, counts, peaks[row["dtype"]])
+    _augmentation_shares(found)
 
 
 def _from_report(kind, report):
     row = {key: report[key] for key in ("dtype", "variant", "peak_host_bytes", "peak_device_bytes",
                                         "loss", "environment")}
-    # the first call of a program compiles it
-    row["compile_seconds"] = report["first_seconds"][kind]
+    # The first call of a program compiles it; steps and epochs are the same program.
+    kinds = _TRAINING if kind in _TRAINING else (kind,)
+    first = report["first_seconds"]
+    row["compile_seconds"] = max(first[name] for name in kinds if name in first)
     if kind in _TRAINING:
         row["compile_seconds"] += report.get("compile_seconds", 0.0)
+    if "multiply_adds" in report:
+        row |= {"multiply_adds": report["multiply_adds"],
+                "training_multiply_adds": report["training"]}
     return row
 
 
 def _share(row, counts, peak):
-    flops = 2 * counts["training" if row["kind"] in _TRAINING else "multiply_adds"]
+    training = row["kind"] in _TRAINING
+    flops = 2 * counts["training_multiply_adds" if training else "multiply_adds"]
     return {"multiply_adds": counts["multiply_adds"], "peak_flops": peak,
             "share_of_peak": flops * row["images_per_second"] / peak}
 
@@ -64,35 +86,26 @@ def _speed(turns, contender):
     measured = [turn[contender] for turn in turns]
     return {"images_per_second": statistics.median(_rates(turns, contender)),
             "images_per_second_all": _rates(turns, contender),
+            "images_per_cpu_second_all": _rates(turns, contender, "cpu_seconds"),
             "cpu_seconds_per_image": statistics.median(
                 m["cpu_seconds"] / m["images"] for m in measured),
             "images": measured[0]["images"]}
 
 
-def _ratios(turns, contender, clock):
+def _ratios(row, same, key):
     """Return {PyTorch's contender: median over turns of our rate over its}, for ours only."""
-    if contender not in OURS:
+    if row["contender"] not in OURS:
         return {}
     return {other: statistics.median(
-        ours / theirs for ours, theirs in zip(_rates(turns, contender, clock),
-                                              _rates(turns, other, clock), strict=True))
-        for other in THEIRS if turns and other in turns[0]}
-
-
-def _peaks(turns, reports):
-    """Return {dtype: operations per second of the fastest contender's matrix product}."""
-    peaks = {}
-    for contender, report in reports.items():
-        if turns and "error" not in report:
-            rate = statistics.median(_rates(turns, contender))
-            peaks[report["dtype"]] = max(rate, peaks.get(report["dtype"], 0.0))
-    return peaks
+        ours / theirs for ours, theirs in zip(row[key], same[other][key], strict=True))
+        for other in THEIRS if other in same}
 
 
 def _augmentation_shares(found):
     """Give every row of an epoch the share of augmentation alone, where that was measured."""
     for row in found:
-        alone = [r for r in found if r["kind"] == "augment" and r["contender"] == row["contender"]]
+        alone = [r for r in found if r["kind"] == "augment" and r["contender"] == row["contender"]
+                 and "error" not in r]
         if row["kind"] == "epoch" and alone and "error" not in row:
             row["augmentation_share"] = (row["images_per_second"]
                                          / alone[0]["images_per_second"])
@@ -100,8 +113,8 @@ def _augmentation_shares(found):
 
 LEGEND = """\
 images/s: median of the repeats; x: our speed over PyTorch's eager and best, median over the turns;
-cpu x: the same by CPU time of all threads (steadier on a shared machine; with --threads=1 no time
-is lost in threads that wait); first s: first call, compilation included; MB: peak memory;
+cpu x: on CPU, the same by CPU time of all threads (steadier on a shared machine; with --threads=1
+no time is lost in threads that wait); first s: first call, compilation included; MB: peak memory;
 MMACs: millions of multiply-adds of one forward pass; peak %: of the speed of a large matrix
 product, a training image being three forward passes, less the first layer's gradient of images."""
 _COLUMNS = (("work", 24), ("contender", 13), ("images/s", 10), ("x eager", 8), ("x best", 7),

@@ -18,6 +18,7 @@ from jaxcifar.benchmark.child import measure
 from jaxcifar.logs import Stopwatch
 
 _PROBE_BATCH = 16  # images of the trials that choose memory format and dtype on CPU
+_PROBE_STEPS = {"cpu": 1, "cuda": 10}  # on CUDA the host runs ahead of the device
 _CHUNK = {"cpu": 1, "cuda": 50}  # batches that torch_best augments at once
 _EVAL_BATCH = 100  # pytorch-cifar's
 
@@ -49,8 +50,7 @@ class _Common:
         self._loss, self._dtype, self.variant = None, "float32", ""
         self._compile_seconds = 0.0
         self._count = min(10_000, work["num_train"])  # images that evaluation passes at most
-
-        self.repeat_warm_up = cuda  # chunks of another size compile anew
+        self.repeat_warm_up = False
 
     def idle(self):
         """Stop all work between two measurements."""
@@ -85,13 +85,17 @@ class _Common:
             result = factor @ result
         return count * 2 * size**3
 
+    def memory(self):
+        """Return the peak memory so far, in bytes: of the device and of the host."""
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        cuda = self.device.type == "cuda"
+        return {"peak_device_bytes": self._torch.cuda.max_memory_allocated() if cuda else None,
+                "peak_host_bytes": host * (1 if sys.platform == "darwin" else 1024)}
+
     def report(self):
         """Return what the table says of this process, see table.rows."""
         torch, cuda = self._torch, self.device.type == "cuda"
         return {
-            "peak_device_bytes": torch.cuda.max_memory_allocated() if cuda else None,
-            "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            * (1 if sys.platform == "darwin" else 1024),
             "environment": {"torch": torch.__version__, "cuda": torch.version.cuda,
                             "device": torch.cuda.get_device_name() if cuda else "cpu",
                             "threads": torch.get_num_threads()},
@@ -175,42 +179,49 @@ class Best(_Common):
         super().__init__(work)
         torch = self._torch
         torch.set_float32_matmul_precision("high")
-        self._optimizer = _optimizer(work, self._model, fused=True)
+        self.repeat_warm_up = self.device.type == "cuda"  # chunks of another size compile anew
         self._augment = torch_augment.build(work["augment"], self.device)
         self._normalize = torch_augment.normalizer(self.device)
         if self.device.type == "cuda" and work["compile"]:
             self._compile_augmentation()
-        self._network, self._format = self._model, torch.contiguous_format
+        self._network, self._format = self._model, None
         self._try_formats()
         if work["compile"]:
             self._try_compile()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # not that of the ways that were tried
         self.kinds = self._choose({"step": self._train, "epoch": self._train,
                                    "eval": self._evaluate, "augment": self._augment_only})
 
     def _compile_augmentation(self):
         compiled = self._torch.compile(self._augment)
         try:
-            compiled(self._images[:self._work["batch"]])
+            for count in (1, 2, _CHUNK[self.device.type]):  # the second size compiles for any
+                compiled(self._images[:count * self._work["batch"]])
         except Exception as error:  # as in _try_compile
             print(f"torch.compile of the augmentation: {error}", file=sys.stderr)
         else:
             self._augment = compiled
 
     def _set(self, memory_format, dtype, network=None):
+        if memory_format is not self._format:
+            self._model.to(memory_format=memory_format)
+            # Anew: fused kernels on CUDA refuse a momentum whose strides are not the parameter's.
+            self._optimizer = _optimizer(self._work, self._model, fused=True)
         self._format, self._dtype = memory_format, dtype
-        self._model.to(memory_format=memory_format)
         self._network = self._model if network is None else network
         layout = "NHWC" if memory_format is self._torch.channels_last else "NCHW"
         self.variant = f"{'eager' if network is None else 'compiled'} {dtype} {layout}"
 
     def _seconds(self, size):
-        """Return the seconds of one step of `size` images, the best of three after one more."""
-        def step(batches, start):
+        """Return the seconds of steps of `size` images, the best of three times after one more."""
+        def steps(batches, start):
             start()
-            self._step(self._images[:size], self._labels[:size])
-            return size
-        run = self._synced(step)
-        return min([measure(run, 1)["seconds"] for _ in range(4)][1:])
+            for _ in range(batches):
+                self._step(self._images[:size], self._labels[:size])
+            return batches * size
+        run, count = self._synced(steps), _PROBE_STEPS[self.device.type]
+        return min([measure(run, count)["seconds"] for _ in range(4)][1:])
 
     def _try_formats(self):
         torch, size = self._torch, self._work["batch"]

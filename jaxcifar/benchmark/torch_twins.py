@@ -8,7 +8,8 @@ from jaxcifar.errors import UserError, unknown
 
 _TESTS = pathlib.Path(__file__).resolve().parents[2] / "tests"
 _REGNET_400MF = {"channels": (32, 64, 160, 384), "blocks": (1, 2, 7, 12), "group_width": 16}
-# name: (file under tests, class, options). The classic families: twins_classic.MODELS.
+# name: (module: a file under tests or a dotted name, class, options). The classic families:
+# twins_classic.MODELS.
 _TWINS = {
     "resnet5m": ("torch_twins", "ResNet", {}),
     "cnn3": ("torch_twins", "CNN3", {}),
@@ -41,8 +42,10 @@ _TWINS = {
     "pnasnet_b": ("twins_aggregated", "PNASNet", {"cell": "B", "width": 32}),
     "dla": ("twins_aggregated", "DLA", {}),
     "simpledla": ("twins_aggregated", "DLA", {"simple": True}),
-    "speedrun94": ("twins_speedrun", "SpeedrunNet", {}),
-    "speedrun96": ("twins_speedrun", "SpeedrunNet", {"channels": (128, 512, 512), "depth": 3}),
+    "shake_shake26_2x32d": ("twins_best", "ShakeShake", {}),
+    "speedrun94": ("jaxcifar.speedrun.torch_network", "create", {}),
+    "speedrun96": ("jaxcifar.speedrun.torch_network", "create", {
+        "channels": (128, 512, 512), "depth": 3}),
 }
 
 

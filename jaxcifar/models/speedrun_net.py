@@ -60,9 +60,9 @@ class ConvGroup(nn.Module):
                             dtype=self.dtype, name=f"conv{i}")(x)
             x = layers.max_pool(x, 2) if i == 1 else x
             x = Norm(self.momentum, self.dtype, name=f"norm{i}")(x, train)
-            x = nn.gelu(x, approximate=False)
+            x = nn.gelu(x + first if i == 3 else x, approximate=False)
             first = x if i == 1 else first
-        return x + first if self.depth == 3 else x
+        return x
 
 
 class SpeedrunNet(nn.Module):

@@ -2,8 +2,10 @@
 
     python -m jaxcifar.speedrun --config=configs/speedrun.py:94 --runs=50
 
-One line per run, then mean and standard deviation, the seconds and the versions. --out=results
-writes results/speedrun_94_DEVICE.json. --config.FIELD=VALUE changes a field, as in jaxcifar.main.
+One line per run, then mean and standard deviation, the seconds and the versions. --rival then
+trains as many networks by the same algorithm in PyTorch, and prints both, and the ratio.
+--out=results writes results/speedrun_94_DEVICE.json. --config.FIELD=VALUE changes a field, as in
+jaxcifar.main.
 """
 
 import pathlib
@@ -17,6 +19,10 @@ from jaxcifar.errors import UserError
 _RUNS = flags.DEFINE_integer("runs", 1, "Number of runs, with the seeds 0 to RUNS - 1.",
                              lower_bound=1)
 _OUT = flags.DEFINE_string("out", "", "Folder for NAME_DEVICE.json; none is written without.")
+_RIVAL = flags.DEFINE_bool("rival", False, "Then do the same in PyTorch, and print the ratio.")
+_RIVAL_COMPILE = flags.DEFINE_enum(
+    "rival_compile", "auto", ("auto", "max-autotune", "reduce-overhead", "default", "off"),
+    "Mode of the rival's torch.compile; auto: max-autotune as published, on CPU off.")
 for _name in ("config", "list", "traceback"):
     flags.declare_key_flag(_name)
 _OTHERS = ("workdir", "seeds", "seeds_together", "coordinator", "num_processes", "process_id")
@@ -30,9 +36,13 @@ def main(argv):
     try:
         for flag in _OTHERS:
             if given[flag].present:
-                raise UserError(f"--{flag} has no meaning in a speedrun, which takes --runs, --out")
+                raise UserError(f"--{flag} has no meaning in a speedrun, which takes --runs, "
+                                "--out and --rival")
         name = pathlib.Path(main_lib.default_workdir(sys.argv)).name
-        driver.run(given.config, _RUNS.value, name=name, out=_OUT.value)
+        if _RIVAL_COMPILE.present and not _RIVAL.value:
+            raise UserError("--rival_compile needs --rival")
+        driver.run(given.config, _RUNS.value, name=name, out=_OUT.value, rival=_RIVAL.value,
+                   rival_compile=_RIVAL_COMPILE.value)
     except UserError as error:
         if given.traceback:
             raise

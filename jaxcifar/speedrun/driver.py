@@ -1,5 +1,6 @@
 """N speedruns in one process: accuracies, seconds, versions."""
 
+import os
 import pathlib
 import sys
 
@@ -8,6 +9,8 @@ import numpy as np
 from jaxcifar import config as config_lib
 from jaxcifar import data, logs, parallel, run_folder, seeds, train as train_lib
 from jaxcifar.environment import environment
+from jaxcifar.errors import UserError
+from jaxcifar.speedrun import rival as rival_lib
 from jaxcifar.speedrun import training
 from jaxcifar.speedrun.trainer import Trainer
 
@@ -15,22 +18,32 @@ TIMING = (
     "seconds: initialisation, whitening, order and every training step, from the call to its end; "
     "seconds_with_evaluation: and the test images under test-time augmentation, as the published "
     "marks count. Apart: loading, the transfer to the device, compilation and one warm-up run.")
+RIVAL = (
+    "The same algorithm in PyTorch, in a process of its own after our runs, on the same arrays, "
+    "with as many seeds: jaxcifar.speedrun.torch_rival. Timed as the published scripts are, by CUDA "
+    "events: whitening, training, evaluation under test-time augmentation. Apart: drawing the "
+    "weights, and the warm-up run, which compiles.")
+_MEASURED = ("accuracy", "accuracy_tta", "seconds", "seconds_with_evaluation")
 
 
-def run(config, runs, *, name, out="", stream=None):
+def run(config, runs, *, name, out="", rival=False, rival_compile="auto", stream=None):
     """Train `runs` networks with the seeds 0 to runs - 1, and print a line of each, and the sums.
 
     Args:
       config: configuration whose speedrun.epochs is above 0. runs: int, 1 or more. name: of the
         configuration, for the output, such as "speedrun_94". out: folder for NAME_DEVICE.json; ""
-        writes none. stream: for the lines; sys.stdout if None.
+        writes none. rival: then train as many in PyTorch. rival_compile: mode of its torch.compile,
+        "off", or "auto" (torch_rival.COMPILE_MODES). stream: for the lines; sys.stdout if None.
 
     Returns:
       what the file holds: dict of "runs" (a list), "accuracy", "accuracy_tta" (percent), "seconds",
-      "seconds_with_evaluation" (each seeds.statistics), "apart_seconds", "environment", ...
+      "seconds_with_evaluation" (each seeds.statistics), "apart_seconds", "environment", ...; with
+      a rival, "rival" has the same of it, and "rival_over_ours" the ratio of its seconds to ours.
+      The file is written before the rival starts, after each of its runs, and at the end.
 
     Raises:
-      UserError: a configuration that is no speedrun, or data that are not there.
+      UserError: a configuration that is no speedrun, or has no rival; data that are not there; a
+        rival that fails (what was measured until then is written).
     """
     watch = logs.Stopwatch()
 
@@ -38,6 +51,9 @@ def run(config, runs, *, name, out="", stream=None):
         print(text, file=sys.stdout if stream is None else stream, flush=True)
 
     training.check(config)
+    if rival:
+        rival_lib.check(config)
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # it needs memory too
     train_lib.configure_jax(config)
     devices = parallel.create(config)
     with watch.section("data"):
@@ -45,7 +61,8 @@ def run(config, runs, *, name, out="", stream=None):
     prepared = training.create(config, len(dataset.train_labels), dataset.num_classes)
     with watch.section("transfer"):
         train, test = devices.replicate(_splits(dataset))
-    trainer = Trainer(prepared, devices, rolled=devices.devices[0].platform != "cpu")
+    platform = devices.devices[0].platform
+    trainer = Trainer(prepared, devices, rolled=platform != "cpu")
     with watch.section("compile"):
         trainer.compile(train, test)
     if trainer.rolled:
@@ -55,13 +72,61 @@ def run(config, runs, *, name, out="", stream=None):
     rows = [_one(trainer, seed, train, test, say) for seed in range(runs)]
     content = _content(name, config, prepared, rows, watch.sections)
     say(_summary(content))
-    if out:
-        path = pathlib.Path(out) / f"{name}_{_slug(content['environment'])}.json"
-        with run_folder.writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        run_folder.write_json(path, content)
+    path = _write(content, out)
+    if rival:
+        spec = rival_lib.specification(prepared, runs=runs, platform=platform,
+                                       compile_mode=rival_compile)
+        _measure_rival(spec, dataset, content, out, say)
+    if path:
         say(f"wrote {path}")
     return content
+
+
+def _measure_rival(spec, dataset, content, out, say):
+    """Run the rival and add it to `content`, which is written after each of its runs."""
+    found = content["rival"] = {"timing": RIVAL, "runs": []}
+    say("\nthe same in PyTorch, which compiles and warms up first")
+
+    def ready(message):
+        apart = message["ready"]
+        found.update(apart, environment=message["environment"])
+        say(f"torch.compile: {apart['compile']}; before the runs, and not in their times: "
+            f"{apart['warm_up_seconds']:.1f} s" + "".join(
+                f"\nfailed before: {text}" for text in apart["failed"]))
+
+    def row(measured):
+        found["runs"].append(measured)
+        found.update(_statistics(found["runs"]))
+        content["rival_over_ours"] = {
+            key: found[key]["mean"] / content[key]["mean"]
+            for key in ("seconds", "seconds_with_evaluation")}
+        say(_line(measured))
+        _write(content, out)
+
+    try:
+        rival_lib.measure(spec, dataset, ready=ready, row=row)
+    except UserError as error:
+        found["error"] = str(error)
+        _write(content, out)
+        raise
+    ratio = content["rival_over_ours"]
+    versions = found["environment"]
+    say(f"{_means(found)}\n{versions['device']}, torch {versions['torch']}, cuda "
+        f"{versions['cuda']}, {versions['dtype']}\n"
+        f"ours:  {_means(content)}\n"
+        f"PyTorch's seconds over ours: training {ratio['seconds']:.3f}, with evaluation "
+        f"{ratio['seconds_with_evaluation']:.3f}")
+
+
+def _write(content, out):
+    """Write NAME_DEVICE.json into the folder `out`; return its path, None for out = ""."""
+    if not out:
+        return None
+    path = pathlib.Path(out) / f"{content['name']}_{_slug(content['environment'])}.json"
+    with run_folder.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    run_folder.write_json(path, content)
+    return path
 
 
 def _splits(dataset):
@@ -77,16 +142,23 @@ def _one(trainer, seed, train, test, say):
     accuracies = trainer.evaluate(variables, test)
     row = {"seed": seed, **accuracies, "seconds": seconds,
            "seconds_with_evaluation": watch.seconds()}
-    say(f"{seed:>4}  {row['accuracy']:>12.2f}%  {row['accuracy_tta']:>8.2f}%  {seconds:>9.3f} s  "
-        f"{row['seconds_with_evaluation']:>15.3f} s")
+    say(_line(row))
     return row
 
 
+def _line(row):
+    return (f"{row['seed']:>4}  {row['accuracy']:>12.2f}%  {row['accuracy_tta']:>8.2f}%  "
+            f"{row['seconds']:>9.3f} s  {row['seconds_with_evaluation']:>15.3f} s")
+
+
+def _statistics(rows):
+    return {key: seeds.statistics([row[key] for row in rows]) for key in _MEASURED}
+
+
 def _content(name, config, prepared, rows, sections):
-    measured = ("accuracy", "accuracy_tta", "seconds", "seconds_with_evaluation")
     return {
         "name": name, "config_hash": config_lib.config_hash(config), "steps": prepared.total_steps,
-        **{key: seeds.statistics([row[key] for row in rows]) for key in measured},
+        **_statistics(rows),
         "apart_seconds": sections, "timing": TIMING, "environment": environment(), "runs": rows,
         "config": config_lib.to_dict(config)}
 
@@ -95,22 +167,29 @@ def _header(name, prepared, trainer, sections):
     config = prepared.config
     apart = ", ".join(f"{key} {value:.1f} s" for key, value in sections.items())
     form = "one program" if trainer.rolled else "a loop over steps, as always on CPU"
-    return (f"{name}: {prepared.total_steps} steps of {config.batch_size} images "
+    chosen = "" if prepared.proxy is None else (
+        f", of which a proxy chooses {prepared.keep}")
+    return (f"{name}: {prepared.total_steps} steps of {config.batch_size} images{chosen} "
             f"({config.speedrun.epochs:g} epochs), {form}\n"
             f"before the runs, and not in their times: {apart}\n"
             "seed  test accuracy  with TTA     training  with evaluation")
 
 
-def _summary(content):
+def _means(found):
+    """Return "mean of N run(s): ..." of what `_statistics` found."""
     def text(key, template):
-        found = content[key]
-        spread = "" if found["std"] is None else " (std " + template.format(found["std"]) + ")"
-        return template.format(found["mean"]) + spread
+        spread = "" if found[key]["std"] is None else " (std " + template.format(
+            found[key]["std"]) + ")"
+        return template.format(found[key]["mean"]) + spread
 
-    versions = content["environment"]
-    return (f"mean of {len(content['runs'])} run(s): {text('accuracy', '{:.3f}')}%, with TTA "
+    return (f"mean of {len(found['runs'])} run(s): {text('accuracy', '{:.3f}')}%, with TTA "
             f"{text('accuracy_tta', '{:.3f}')}%; training {text('seconds', '{:.3f}')} s, with "
-            f"evaluation {text('seconds_with_evaluation', '{:.3f}')} s\n"
+            f"evaluation {text('seconds_with_evaluation', '{:.3f}')} s")
+
+
+def _summary(content):
+    versions = content["environment"]
+    return (f"{_means(content)}\n"
             f"{versions['device']}, jax {versions['jax']}, jaxlib {versions['jaxlib']}, flax "
             f"{versions['flax']}, python {versions['python']}")
 

@@ -58,12 +58,16 @@ def translated(padded, index, shift, size):
     return jax.vmap(window)(index, shift)
 
 
-def cut_out(images, key, side):
-    """Set a square of `side` pixels, which lies inside, of each image [n, H, W, C] to 0."""
-    rows, columns = (length - side + 1 for length in images.shape[1:3])
-    top, left = jax.random.randint(key, (2, len(images)), 0, jnp.array([[rows], [columns]]))
+def squares(key, count, shape, side):
+    """Return corners int32 [2, count] of squares of `side` pixels that lie inside of [H, W]."""
+    rows, columns = (length - side + 1 for length in shape)
+    return jax.random.randint(key, (2, count), 0, jnp.array([[rows], [columns]]))
+
+
+def cut_out(images, corners, side):
+    """Set the square with a corner of `squares` of each image [n, H, W, C] to 0."""
     erase = jax.vmap(lambda image, i, j: ops.erase(image, i, j, side, side, 0.0))
-    return erase(images, top, left)
+    return erase(images, *corners)
 
 
 def views(images):

@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from jaxcifar.speedrun import images as images_lib
-from jaxcifar.speedrun import training
+from jaxcifar.speedrun import proxy, training
 
 
 class Trainer:
@@ -23,10 +23,13 @@ class Trainer:
     def __init__(self, run, devices, *, rolled):
         """Prepare the programs; `compile` or the first use compiles them."""
         self.run, self.devices, self.rolled = run, devices, rolled
-        self._train = self._program(training.all_steps)
+        self._all_steps = functools.partial(training.all_steps, select=proxy.select)
+        self._train = self._program(self._all_steps)
         self._start = self._program(training.start)
         self._steps = [self._program(functools.partial(_step, train_bias=train_bias), donate=(0,))
                        for train_bias in (False, True)]
+        self._proxy = [self._program(function) for function in (
+            _proxy_start, proxy.look, proxy.step)]
         self._evaluate = self._program(evaluate)
         self._logits = {kind: self._program(functools.partial(logits_of, kind=kind))
                         for kind in ("all views", "plain")}
@@ -36,10 +39,17 @@ class Trainer:
         seed = jnp.uint32(0)
         if self.rolled:
             self._train.compile(seed, *train)
-            train_all = functools.partial(training.all_steps, self.run)
+            train_all = functools.partial(self._all_steps, self.run)
             self._evaluate.compile(jax.eval_shape(train_all, seed, *train), *test)
             return
         prepared, state = self._start(seed, *train)
+        if self.run.proxy is not None:
+            begin, *programs = self._proxy
+            small = begin(seed, train[0])
+            for program in programs:
+                program.compile(small, prepared, seed, jnp.int32(0))
+            prepared = prepared.replace(
+                kept=jnp.zeros((self.run.total_steps, self.run.keep), jnp.int32))
         for program in self._steps:
             program.compile(state, prepared, seed, jnp.int32(0))
         index = jnp.arange(self.run.config.eval_batch_size)
@@ -53,10 +63,23 @@ class Trainer:
         if self.rolled:
             return jax.block_until_ready(self._train(seed, *train))
         prepared, state = self._start(seed, *train)
+        if self.run.proxy is not None:
+            prepared = prepared.replace(kept=self._select(prepared, seed, train[0]))
         for number in range(self.run.total_steps):
             program = self._steps[number < self.run.bias_steps]
             state = program(state, prepared, seed, jnp.int32(number))
         return jax.block_until_ready(training.result(state))
+
+    def _select(self, prepared, seed, images):
+        """Return what proxy.select returns, by a loop of the host."""
+        begin, look, step = self._proxy
+        state, every_kept = begin(seed, images), []
+        for number in range(self.run.total_steps):
+            trained = number % self.run.config.speedrun.proxy_every == 0
+            found = (step if trained else look)(state, prepared, seed, jnp.int32(number))
+            state, kept = found if trained else (state, found)
+            every_kept.append(kept)
+        return jnp.stack(every_kept)
 
     def evaluate(self, variables, test):
         """Return {"accuracy", "accuracy_tta"} in percent on (images, labels), as floats."""
@@ -78,6 +101,10 @@ class Trainer:
             return function(self.run, *args)
 
         return self.devices.program(call, donate)
+
+
+def _proxy_start(run, seed, images):
+    return training.initial(run.proxy, seed, images)
 
 
 def _step(run, state, prepared, seed, number, *, train_bias):

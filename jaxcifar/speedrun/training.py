@@ -26,12 +26,19 @@ from jaxcifar.task import IMAGE_SHAPE, Task, create_task
 class Speedrun:
     """What never changes in a speedrun.
 
-    total_steps: of the training. bias_steps: how many of them train the first layer's bias.
+    total_steps: of the training. bias_steps: how many of them train the first layer's bias. proxy:
+    the Speedrun of the network that chooses `keep` examples of every batch, or None: all are taken.
     """
 
     task: Task
     total_steps: int
     bias_steps: int
+    proxy: Any = None
+
+    @property
+    def keep(self):
+        """Number of examples of a batch that are trained on."""
+        return round(self.config.speedrun.keep_share * self.config.batch_size)
 
     @property
     def config(self):
@@ -51,12 +58,16 @@ class State:
 
 @flax.struct.dataclass
 class Prepared:
-    """What a training reads: order [steps, batch], flips bool [N], padded images uint8, labels."""
+    """What a training reads: order [steps, batch], flips bool [N], padded images uint8, labels.
+
+    kept: int32 [steps, keep], places in the batches of the examples that are trained on; None: all.
+    """
 
     order: Any
     flips: Any
     images: Any
     labels: Any
+    kept: Any = None
 
 
 def check(config):
@@ -68,6 +79,12 @@ def check(config):
     if not config.model.name.startswith("speedrun"):
         raise UserError(f"config.model.name = {config.model.name!r}: a speedrun starts by "
                         "whitening, which the models speedrun94 and speedrun96 are made for")
+    options = config.speedrun
+    if not 0 < options.keep_share <= 1:
+        raise UserError(f"config.speedrun.keep_share = {options.keep_share}: must be above 0 and "
+                        "at most 1 (all examples)")
+    if options.proxy_every < 1:
+        raise UserError(f"config.speedrun.proxy_every = {options.proxy_every}: must be at least 1")
 
 
 def create(config, num_train, num_classes):
@@ -77,7 +94,18 @@ def create(config, num_train, num_classes):
     per_epoch = num_train // config.batch_size
     total = math.ceil(config.speedrun.epochs * per_epoch)
     bias = min(math.ceil(config.speedrun.whiten_bias_epochs * per_epoch), total)
-    return Speedrun(task, total, bias)
+    proxy = None
+    if config.speedrun.keep_share < 1:
+        proxy = create(proxy_config(config), num_train, num_classes)
+    return Speedrun(task, total, bias, proxy)
+
+
+def proxy_config(config):
+    """Return the configuration of a configuration's proxy; see jaxcifar.speedrun.proxy."""
+    small = config.copy_and_resolve_references()
+    small.model.update(channels=config.speedrun.proxy_channels, depth=2)
+    small.speedrun.update(keep_share=1.0, lookahead_every=0, whiten_bias_epochs=0.0)
+    return small
 
 
 def start(run, seed, images, labels):
@@ -90,6 +118,12 @@ def start(run, seed, images, labels):
         images_lib.order(seed, count, config.batch_size, run.total_steps),
         images_lib.first_flips(seed, count), images_lib.pad(images, config.speedrun.translate),
         labels)
+    return prepared, initial(run, seed, images)
+
+
+def initial(run, seed, images):
+    """Return the State before step 0; the first layer's kernel is that of the training images."""
+    config = run.config
     zeros = jnp.zeros((1, *IMAGE_SHAPE), run.task.model.dtype)
     key = streams.stream_key(seed, "init")
     variables = run.task.model.init({"params": key}, zeros, train=False)
@@ -98,57 +132,79 @@ def start(run, seed, images, labels):
     kernel = speedrun_net.whitening_kernel(seen, config.speedrun.whiten_eps)
     params = params | {"whiten": params["whiten"] | {"kernel": kernel}}
     slow = {"params": params, "batch_stats": stats} if config.speedrun.lookahead_every else {}
-    return prepared, State(params, stats, run.task.tx.init(params), slow)
+    return State(params, stats, run.task.tx.init(params), slow)
 
 
 def batch(run, prepared, seed, number):
-    """Return the images [batch, 32, 32, 3] in the compute dtype and labels of step `number`."""
+    """Return the images [batch, 32, 32, 3] in the compute dtype and labels of step `number`.
+
+    Where examples are chosen they are [keep, ...], augmented as the whole batch's are.
+    """
     config, options = run.config, run.config.speedrun
     index = prepared.order[number]
     key = jax.random.fold_in(streams.stream_key(seed, "augment"), number)
     moves, squares = jax.random.split(key)
     shift = jax.random.randint(moves, (len(index), 2), 0, 2 * options.translate + 1)
+    if options.cutout:
+        corners = images_lib.squares(squares, len(index), IMAGE_SHAPE[:2], options.cutout)
+    if prepared.kept is not None:
+        kept = prepared.kept[number]
+        index, shift = index[kept], shift[kept]
+        corners = corners[:, kept] if options.cutout else None
     images = images_lib.translated(prepared.images, index, shift, IMAGE_SHAPE[:2])
     epoch = number // (len(prepared.labels) // config.batch_size)
     flips = images_lib.mirrored(prepared.flips[index], epoch)
     images = jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
     images = ops.normalize(images, config.mean, config.std, run.task.model.dtype)
     if options.cutout:
-        images = images_lib.cut_out(images, squares, options.cutout)
+        images = images_lib.cut_out(images, corners, options.cutout)
     return images, prepared.labels[index]
 
 
 def step(run, train_bias, state, prepared, seed, number):
-    """Take step `number` (int32 []).
+    """Take step `number` (int32 []); see `update`. Returns the State."""
+    images, labels = batch(run, prepared, seed, number)
+    return update(run, train_bias, state, images, labels, number)[0]
+
+
+def losses(run, params, state, images, labels):
+    """Return the losses of training examples, float32 [n], and the new running statistics."""
+    logits, changed = run.task.model.apply(
+        {"params": params, "batch_stats": state.batch_stats}, images, train=True,
+        mutable=["batch_stats"])
+    return (metrics.cross_entropy(logits, labels, run.config.label_smoothing),
+            changed["batch_stats"])
+
+
+def update(run, train_bias, state, images, labels, number, keep=0):
+    """Take step `number` (int32 []) on images [n, 32, 32, 3] and labels [n].
 
     train_bias: whether the first layer's bias is trained; where it is not, nothing is computed for
-    its gradient. Gradients are those of the sum of the examples' losses. Returns the State.
+    its gradient. Gradients are those of the sum of the examples' losses; of the `keep` largest,
+    unless that is 0. Returns the State, and the places of these, int32 [keep], or None.
     """
     config, task = run.config, run.task
-    images, labels = batch(run, prepared, seed, number)
     trained, frozen = partition.split(state.params, config.trainable)
 
     def loss_of(trained):
         params = partition.merge(trained, frozen)
         if not train_bias:
             params = params | {"whiten": lax.stop_gradient(params["whiten"])}
-        logits, changed = task.model.apply(
-            {"params": params, "batch_stats": state.batch_stats}, images, train=True,
-            mutable=["batch_stats"])
-        losses = metrics.cross_entropy(logits, labels, config.label_smoothing)
-        return losses.sum(), changed["batch_stats"]
+        each, stats = losses(run, params, state, images, labels)
+        each, kept = lax.top_k(each, keep) if keep else (each, None)
+        return each.sum(), (stats, kept)
 
-    grads, stats = jax.grad(loss_of, has_aux=True)(trained)
+    grads, (stats, kept) = jax.grad(loss_of, has_aux=True)(trained)
     grads = _decayed(config, grads, trained)
     rate = learning_rate(run, number)
     updates, opt_state = task.tx.update(grads, state.opt_state, state.params, weight_decay=0.0)
-    share = _bias_share(run, number) if train_bias else 0.0
+    share = bias_share(run, number) if train_bias else 0.0
     updates = updates | {"whiten": {"bias": share * updates["whiten"]["bias"]}}
     if config.speedrun.unit_filters:
         trained = muon.unit_filters(trained, config.optimizer.muon_exclude)
     params = partition.merge(optim.apply_updates(trained, updates, rate), frozen)
     state = State(params, stats, opt_state, state.slow)
-    return _looked_ahead(run, state, number) if state.slow else state
+    return (_looked_ahead(run, state, number) if state.slow else state), kept
 
 
 def learning_rate(run, number):
@@ -157,9 +213,14 @@ def learning_rate(run, number):
                              steps_per_epoch=run.total_steps, total_epochs=1)
 
 
-def all_steps(run, seed, images, labels):
-    """Train from the first step to the last; return {"params", "batch_stats"}: one program."""
+def all_steps(run, seed, images, labels, select=None):
+    """Train from the first step to the last; return {"params", "batch_stats"}: one program.
+
+    select: proxy.select where the configuration has a proxy.
+    """
     prepared, state = start(run, seed, images, labels)
+    if run.proxy is not None:
+        prepared = prepared.replace(kept=select(run, prepared, seed, images))
 
     def steps(state, train_bias, first, stop):
         def body(state, number):
@@ -176,8 +237,8 @@ def result(state):
     return state.slow or {"params": state.params, "batch_stats": state.batch_stats}
 
 
-def _bias_share(run, number):
-    """Return what turns the schedule's rate into that of the first layer's bias.
+def bias_share(run, number):
+    """Return what turns the schedule's rate into that of the first layer's bias, float32 [].
 
     Its own falls linearly from the base rate to 0 over the steps that train it.
     """

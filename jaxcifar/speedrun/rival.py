@@ -1,0 +1,135 @@
+"""PyTorch's side of a speedrun: start it in a process of its own, and collect what it measured."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcifar import muon, partition
+from jaxcifar.errors import UserError
+from jaxcifar.speedrun import training
+from jaxcifar.task import IMAGE_SHAPE
+
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_MODEL_OPTIONS = ("num_classes", "channels", "depth", "bn_momentum", "head_scale", "head_std")
+_ROW = ("accuracy", "accuracy_tta", "seconds", "seconds_with_evaluation")
+
+
+def check(config):
+    """Raise UserError where a configuration has no rival, or PyTorch is not installed."""
+    if config.speedrun.keep_share < 1:
+        raise UserError("--rival: the PyTorch rival has no data selection (config.speedrun."
+                        "keep_share); measure 96 beside it, or leave --rival out")
+    options = config.optimizer
+    if options.name != "sgd" and (options.name, options.muon_rest) != ("muon", "sgd"):
+        raise UserError("--rival: the PyTorch rival has SGD, and Muon with SGD for the rest; "
+                        f"config.optimizer.name is {options.name!r}, muon_rest "
+                        f"{options.muon_rest!r}")
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("--rival: PyTorch is not installed in this environment: pip install torch")
+
+
+def specification(run, *, runs, platform, compile_mode):
+    """Return what the child needs to know, fit for JSON; see torch_rival.
+
+    run: training.Speedrun. runs: with the seeds 0 to runs - 1. platform: "gpu" or "cpu", JAX's.
+    compile_mode: of torch.compile, or "auto", or "off".
+    """
+    config, options = run.config, run.config.optimizer
+    steps = jnp.arange(run.total_steps)
+    rates = jax.vmap(lambda number: training.learning_rate(run, number))(steps)
+    shares = jax.vmap(lambda number: training.bias_share(run, number))(steps[:run.bias_steps])
+    return {
+        "model": {name: getattr(run.task.model, name) for name in _MODEL_OPTIONS},
+        "parameters": _parameters(run), "rates": rates.tolist(), "bias_shares": shares.tolist(),
+        "batch_size": config.batch_size, "eval_batch_size": config.eval_batch_size,
+        "label_smoothing": config.label_smoothing, "mean": list(config.mean),
+        "std": list(config.std), "speedrun": dict(config.speedrun),
+        "optimizer": {
+            **{name: options[name] for name in (
+                "momentum", "nesterov", "weight_decay", "muon_momentum", "muon_steps")},
+            "coefficients": list(muon.COEFFICIENTS)},
+        "runs": runs, "platform": platform, "compile": compile_mode}
+
+
+def _parameters(run):
+    """Return {torch's name: its factor of the rate, whether it decays, whether Muon takes it}."""
+    config = run.config
+    image = jnp.zeros((1, *IMAGE_SHAPE))
+    shapes = jax.eval_shape(lambda: run.task.model.init(
+        {"params": jax.random.key(0)}, image, train=False))["params"]
+    trained, _ = partition.split(shapes, config.trainable)
+    pairs = partition.multipliers(config.lr_multipliers)
+    factors = jax.tree.leaves(partition.factors(trained, pairs))
+    kept = config.optimizer.decay_exclude
+    search = partition.pattern(kept, "decay_exclude").search if kept else lambda name: None
+    matrices = muon.matrices(trained, config.optimizer.muon_exclude) if (
+        config.optimizer.name == "muon") else "(?!)"  # this matches nothing
+    by_muon = partition.pattern(matrices, "muon_exclude").search
+    names = [partition.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(trained)]
+    return {name.replace("/", ".").replace("kernel", "weight"): {
+        "factor": factor, "decays": not search(name), "muon": bool(by_muon(name))}
+        for name, factor in zip(names, factors, strict=True)}
+
+
+class Process:
+    """The child's process; its standard error goes to a temporary file."""
+
+    def __init__(self, spec, dataset, folder):
+        """Start it; folder: an existing one, for the images and the specification."""
+        folder = pathlib.Path(folder)
+        np.savez(folder / "arrays.npz", **{
+            f"{split}_{kind}": np.asarray(getattr(dataset, f"{split}_{kind}"))
+            for split in ("train", "test") for kind in ("images", "labels")})
+        path = folder / "specification.json"
+        path.write_text(json.dumps({**spec, "arrays": str(folder / "arrays.npz")}),
+                        encoding="utf-8")
+        environ = dict(os.environ, PYTHONPATH=os.pathsep.join(
+            filter(None, (str(_ROOT), os.environ.get("PYTHONPATH")))))
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "jaxcifar.speedrun.torch_rival", str(path)],
+            stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environ)
+
+    def messages(self):
+        """Yield what it sends, dicts; a process that ends without a word is an "error"."""
+        for line in self._process.stdout:
+            yield json.loads(line)
+        if self._process.wait():
+            self._errors.seek(0)
+            words = self._errors.read().strip().splitlines() or ["no message"]
+            yield {"error": f"its process ended (exit code {self._process.returncode}): "
+                            f"{words[-1]}"}
+
+    def close(self):
+        """End it, whatever it does."""
+        self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+
+def measure(spec, dataset, *, ready, row):
+    """Run the rival; call ready(message) once, and row(dict) after every run.
+
+    Raises UserError with its message where it ends before its last run.
+    """
+    with tempfile.TemporaryDirectory(prefix="jaxcifar_rival_") as folder:
+        process = Process(spec, dataset, folder)
+        try:
+            for message in process.messages():
+                if "error" in message:
+                    raise UserError(f"the PyTorch rival: {message['error']}")
+                if "ready" in message:
+                    ready(message)
+                else:
+                    row({key: message[key] for key in ("seed", *_ROW)})
+        finally:
+            process.close()
