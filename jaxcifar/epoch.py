@@ -74,10 +74,11 @@ def train_batch(task, size, state, data, permutation, axis_name, num_devices):
     def key(stream):
         return streams.stream_key(state.seed, stream, state.epoch)
 
-    keys = streams.example_keys(key("augment"), position)
-    images, targets = task.augment(
-        data["images"][index], data["labels"][index], keys,
-        jax.random.fold_in(key("mix"), step_in_epoch), axis_name=axis_name, mask=mask)
+    with jax.named_scope("augment"):
+        keys = streams.example_keys(key("augment"), position)
+        images, targets = task.augment(
+            data["images"][index], data["labels"][index], keys,
+            jax.random.fold_in(key("mix"), step_in_epoch), axis_name=axis_name, mask=mask)
     return Batch(images, targets, mask, size, jax.random.fold_in(key("dropout"), step_in_epoch))
 
 

@@ -9,6 +9,7 @@
 Accuracies are in percent, as in the published reports.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import math
@@ -19,6 +20,7 @@ import textwrap
 import time
 
 from jaxcifar import event_files, run_folder
+from jaxcifar.errors import UserError
 
 _REFRESH_SECONDS = 0.5  # how often the bar asks the device for a loss, at most
 _TABLE_ROWS = 40
@@ -43,6 +45,7 @@ class RunLog:
         self._stream = sys.stdout if stream is None else stream
         self._terminal = primary and progress and self._stream.isatty()
         self._events = None
+        self._meanwhile = {}
         self._epoch_start = None
         self._epoch_seconds = None
         if not primary:
@@ -127,8 +130,20 @@ class RunLog:
                         epoch=epoch, epochs=epochs, batch_size=batch_size,
                         epoch_seconds=self._epoch_seconds)
 
+    def meanwhile(self, what, function, *args):
+        """Call function(*args), which makes `what`, in a thread of its own; `close` waits for it."""
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        self._meanwhile[what] = pool.submit(function, *args)
+        pool.shutdown(wait=False)
+
     def close(self):
-        """Close the event file."""
+        """Wait for what was begun `meanwhile`, saying what went wrong there; close the event file."""
+        for what, future in self._meanwhile.items():
+            try:
+                future.result()
+            except UserError as error:
+                self.print(f"{what} is missing: {error}")
+        self._meanwhile.clear()
         if self._events is not None:
             self._events.close()
 

@@ -25,6 +25,10 @@ _SEEDS = flags.DEFINE_string(
 _SEEDS_TOGETHER = flags.DEFINE_enum(
     "seeds_together", "auto", ("auto", "yes", "no"),
     "All seeds at once in one compiled program, one after the other, or what is faster.")
+_PROFILE = flags.DEFINE_bool(
+    "profile", False, "Train no run: trace a few steps into WORKDIR/profile, and print the ten most "
+    "expensive operations of a training step and of an evaluation batch.")
+_PROFILE_STEPS = flags.DEFINE_integer("profile_steps", 10, "Number of training steps to trace.")
 _LIST = flags.DEFINE_bool("list", False, "Print the variants of the configuration file, and exit.")
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show the traceback of an error.")
 _COORDINATOR = flags.DEFINE_string(
@@ -59,6 +63,7 @@ def parse(argv):
             raise errors.UserError(f"unexpected argument {rest[1]!r}: a flag starts with --")
         if _SEEDS_TOGETHER.present and not _SEEDS.present:
             raise errors.UserError("--seeds_together needs --seeds, such as --seeds=0-2")
+        _check_profile_flags()
         if _LIST.value:
             _list_variants(config_argument(argv).partition(":")[0])
     except (errors.UserError, flags.Error) as error:
@@ -76,13 +81,15 @@ def parse(argv):
 
 
 def main(argv):
-    """Run `train.fit`, or `seeds.run` of several seeds, and return the exit code."""
-    from jaxcifar import parallel, seeds, train
+    """Run `train.fit`, `seeds.run` of several seeds or `profiling.run`; return the exit code."""
+    from jaxcifar import parallel, profiling, seeds, train
     try:
         if _COORDINATOR.value:
             parallel.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         workdir = _WORKDIR.value or default_workdir(sys.argv)
-        if _SEEDS.present:
+        if _PROFILE.value:
+            profiling.run(_CONFIG.value, workdir, _PROFILE_STEPS.value)
+        elif _SEEDS.present:
             workdir = _WORKDIR.value or f"{workdir}_seeds"
             seeds.run(_CONFIG.value, seeds.parse(_SEEDS.value), workdir,
                       way=_SEEDS_TOGETHER.value, stop=StopOnSignal())
@@ -115,6 +122,13 @@ def _check_config_file(argv):
     path = value.partition(":")[0]
     if not pathlib.Path(path).is_file():
         raise errors.UserError(errors.unknown("configuration file", path, known))
+
+
+def _check_profile_flags():
+    if _PROFILE_STEPS.present and not _PROFILE.value:
+        raise errors.UserError("--profile_steps needs --profile")
+    if _PROFILE.value and _SEEDS.present:
+        raise errors.UserError("--profile traces one run, --seeds asks for several: leave one out")
 
 
 def _list_variants(path):

@@ -5,6 +5,7 @@ replicated; a device finds its slice of the batch by `lax.axis_index`. That make
 running (`jit` on one device, `pmap` or `shard_map` on several) the same program in another wrapper.
 """
 
+import concurrent.futures
 import dataclasses
 import os
 import pathlib
@@ -71,14 +72,15 @@ class Parallel:
             tree = jax.tree.map(lambda x: x.addressable_data(0), tree)
         return jax.tree.map(np.asarray, tree)
 
-    def program(self, function, donate=()):
+    def program(self, function, donate=(), name="program"):
         """Wrap `function(*replicated) -> replicated` for these devices.
 
         Args:
           function: takes `axis_name=` and `num_devices=` beside its replicated positional arguments.
           donate: positions of the arguments whose buffers the result may reuse.
+          name: what traces and log lines call it, an identifier.
         """
-        return Program(self, function, tuple(donate))
+        return Program(self, function, tuple(donate), name)
 
     def _mesh(self):
         return Mesh(np.asarray(self.devices), (AXIS,))
@@ -87,11 +89,12 @@ class Parallel:
 class Program:
     """A function for the devices of a Parallel, compiled once per set of argument shapes."""
 
-    def __init__(self, parallel, function, donate):
+    def __init__(self, parallel, function, donate, name):
         def call(*args):
             return function(*args, axis_name=parallel.axis_name,
                             num_devices=parallel.num_devices)
 
+        call.__name__ = name
         if parallel.kind == "pmap":
             self._jitted = jax.pmap(call, axis_name=AXIS, devices=parallel.devices,
                                     donate_argnums=donate)
@@ -103,19 +106,51 @@ class Program:
             self._jitted = jax.jit(mapped, donate_argnums=donate)
         else:
             self._jitted = jax.jit(call, donate_argnums=donate)
-        # Across processes, pmap's compiled form takes other shapes than pmap itself: compile at
-        # the first call there.
-        ahead = parallel.kind != "pmap" or jax.process_count() == 1
-        self._compiled = None if ahead else self._jitted
+        # Across processes, pmap's compiled form takes other shapes than pmap itself, which finds
+        # it in its own cache.
+        self._through_pmap = parallel.kind == "pmap" and jax.process_count() > 1
+        self._compiled = None
+
+    def lower(self, *args):
+        """Trace for these arguments; return a function that compiles, in whatever thread.
+
+        That function does nothing where the program is compiled already; a later call of the
+        program must have these arguments' shapes.
+        """
+        if self._compiled is not None:
+            return lambda: None
+        lowered = self._jitted.lower(*args)
+
+        def compile_lowered():
+            self._compiled = lowered.compile()
+
+        return compile_lowered
 
     def compile(self, *args):
         """Compile for these arguments, unless that was done; a later call must have their shapes."""
-        if self._compiled is None:
-            self._compiled = self._jitted.lower(*args).compile()
+        self.lower(*args)()
+
+    def text(self):
+        """Return the optimised HLO of the compiled program, one instruction per line."""
+        return self._compiled.as_text()
 
     def __call__(self, *args):
+        if self._through_pmap:
+            return self._jitted(*args)
         self.compile(*args)
         return self._compiled(*args)
+
+
+def compile_all(programs):
+    """Compile Programs, {program: its arguments}: traced in turn, compiled by XLA at the same time.
+
+    Raises what the first one that fails raises. Several processes compile in turn, in one order.
+    """
+    workers = len(programs) if jax.process_count() == 1 else 1
+    with concurrent.futures.ThreadPoolExecutor(max(workers, 1)) as pool:
+        waiting = [pool.submit(program.lower(*args)) for program, args in programs.items()]
+    for compiled in waiting:
+        compiled.result()
 
 
 def create(config):

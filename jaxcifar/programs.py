@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxcifar import config as config_lib
-from jaxcifar import epoch
+from jaxcifar import epoch, parallel
 
 # Fields that the state carries as values: what is compiled serves any of them.
 _VALUES = ("seed", "optimizer.learning_rate", "optimizer.weight_decay")
@@ -26,9 +26,10 @@ class Programs:
         self.task, self.devices, self._over_seeds = task, devices, over_seeds
         self._on_cpu = runs_on_cpu(devices)
         self._steps_per_call = steps_per_call(task, self._on_cpu)
-        self._order = self._program(functools.partial(epoch.order, task), (0,))
-        self._eval = self._program(functools.partial(epoch.eval_steps, task, not self._on_cpu),
-                                   (0, None, None, None))
+        self._order = self._program("order", functools.partial(epoch.order, task), (0,))
+        self._eval = self._program(
+            "eval_steps", functools.partial(epoch.eval_steps, task, not self._on_cpu),
+            (0, None, None, None))
         self._train = {}
 
     def for_seed_of(self, task):
@@ -73,11 +74,20 @@ class Programs:
     def compile(self, state, data, held_out, step_in_epoch=0):
         """Compile every program that the first epoch needs from its step `step_in_epoch` on."""
         permutation = self.permutation(state)
-        step = step_in_epoch
+        step, wanted = step_in_epoch, {}
         while (call := self.steps_at(step))[0]:
-            self._train_program(*call).compile(state, data, permutation)
+            wanted[self._train_program(*call)] = (state, data, permutation)
             step += call[0]
-        self._eval.compile(state.variables(), held_out, *self._span(0, 1))
+        wanted[self._eval] = (state.variables(), held_out, *self._span(0, 1))
+        parallel.compile_all(wanted)
+
+    def texts(self):
+        """Return the optimised HLO of an epoch's first call and of evaluation, both compiled.
+
+        Returns:
+          {"train": str, "eval": str}.
+        """
+        return {"train": self._train_program(*self.steps_at(0)).text(), "eval": self._eval.text()}
 
     def _eval_call(self, state, data, first, stop):
         return self._eval(state.variables(), data, *self._span(first, stop))
@@ -89,15 +99,16 @@ class Programs:
         key = (num_steps, size)
         if key not in self._train:
             self._train[key] = self._program(
+                "train_steps",
                 functools.partial(epoch.train_steps, self.task, num_steps, size,
                                   self._on_cpu and self.task.config.steps_per_call != "epoch"),
                 (0, None, 0), donate=(0,))
         return self._train[key]
 
-    def _program(self, function, seed_axes, donate=()):
+    def _program(self, name, function, seed_axes, donate=()):
         if self._over_seeds:
             function = epoch.over_seeds(function, seed_axes)
-        return self.devices.program(function, donate)
+        return self.devices.program(function, donate, name)
 
 
 class Cache:

@@ -46,14 +46,14 @@ class TrainState:
 
 
 def zero_sums():
-    """Return the sums of no example, as `metrics.batch_sums` would give them."""
-    return {"loss_sum": jnp.zeros((), jnp.float32), "loss_error": jnp.zeros((), jnp.float32),
-            "correct": jnp.zeros((), jnp.int32), "count": jnp.zeros((), jnp.int32)}
+    """Return the sums of no example, as `metrics.batch_sums` would give them; numpy arrays."""
+    return {"loss_sum": np.zeros((), np.float32), "loss_error": np.zeros((), np.float32),
+            "correct": np.zeros((), np.int32), "count": np.zeros((), np.int32)}
 
 
 def empty_sums():
     """Return `zero_sums` and "bad_step", int32: the first step whose loss is not finite."""
-    return {**zero_sums(), "bad_step": jnp.full((), NO_STEP, jnp.int32)}
+    return {**zero_sums(), "bad_step": np.full((), NO_STEP, np.int32)}
 
 
 def create_state(task, seed):
@@ -62,14 +62,29 @@ def create_state(task, seed):
     Args:
       task: a Task. seed: int, of the initialisation and of every stream.
     """
-    variables = task.init(seed)
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
     config = task.config
-    ema = {"params": params, "batch_stats": batch_stats} if config.ema_decay else {}
-    return TrainState(
-        seed=jnp.uint32(seed), step=jnp.int32(0), epoch=jnp.int32(0), params=params,
-        batch_stats=batch_stats, opt_state=task.tx.init(params),
-        hparams={"learning_rate": jnp.float32(config.optimizer.learning_rate),
-                 "weight_decay": jnp.float32(config.optimizer.weight_decay)},
-        ema=jax.tree.map(jnp.copy, ema), sums=empty_sums(),
-        history=selection.empty_history(config.epochs), plateau=task.plateau)
+    learned = _learned(task, seed)
+    host = {"seed": np.uint32(seed), "step": np.int32(0), "epoch": np.int32(0),
+            "hparams": {"learning_rate": np.float32(config.optimizer.learning_rate),
+                        "weight_decay": np.float32(config.optimizer.weight_decay)},
+            "sums": empty_sums()}
+    return TrainState(**learned, **jax.device_put(host), plateau=task.plateau,
+                      history=selection.empty_history(config.epochs))
+
+
+def _learned(task, seed):
+    """Return params, batch_stats, opt_state and ema of a new run, from one compiled program.
+
+    One, since every operation outside of it would be a program of its own to compile.
+    """
+    def build(seed):
+        variables = task.init(seed)
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        ema = {"params": params, "batch_stats": batch_stats} if task.config.ema_decay else {}
+        return {"params": params, "batch_stats": batch_stats, "opt_state": task.tx.init(params),
+                "ema": jax.tree.map(jnp.copy, ema)}
+
+    # Dozens of random tensors compile for longer than they run: on CPU, do not optimise them.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    seed = np.uint32(seed)
+    return jax.jit(build).lower(seed).compile(compiler_options=options)(seed)

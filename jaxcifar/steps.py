@@ -51,11 +51,12 @@ def train_step(task, state, batch, *, axis_name=None):
                               label_smoothing=task.config.label_smoothing)
     if axis_name is not None:
         grads, sums = lax.psum((grads, sums), axis_name)
-    learning_rate = task.learning_rate(state)
-    updates, opt_state = task.tx.update(grads, state.opt_state, trained,
-                                        weight_decay=state.hparams["weight_decay"],
-                                        momentum=task.momentum(state))
-    params = partition.merge(optim.apply_updates(trained, updates, learning_rate), frozen)
+    with jax.named_scope("optimizer"):
+        learning_rate = task.learning_rate(state)
+        updates, opt_state = task.tx.update(grads, state.opt_state, trained,
+                                            weight_decay=state.hparams["weight_decay"],
+                                            momentum=task.momentum(state))
+        params = partition.merge(optim.apply_updates(trained, updates, learning_rate), frozen)
     ema = state.ema
     if task.config.ema_decay:
         ema = averaged(task, state, {"params": params, "batch_stats": batch_stats})

@@ -64,13 +64,9 @@ class Task:
         return self.augment.output_shape(IMAGE_SHAPE)[0]
 
     def init(self, seed):
-        """Return the model's initial variables; only (seed, model) decide them."""
+        """Return the model's initial variables; only (seed, model) decide them. Traceable in seed."""
         images = jnp.zeros((1, *self.augment.output_shape(IMAGE_SHAPE)), self.model.dtype)
-        init = jax.jit(lambda key: self.model.init({"params": key}, images, train=False))
-        # Dozens of random tensors compile for longer than they run: on CPU, do not optimise them.
-        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
-        key = streams.stream_key(seed, "init")
-        return init.lower(key).compile(compiler_options=options)(key)
+        return self.model.init({"params": streams.stream_key(seed, "init")}, images, train=False)
 
     def momentum(self, state):
         """Return the momentum, float32 [], of the coming step where the schedule sets it, else None."""

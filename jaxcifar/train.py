@@ -66,7 +66,8 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None, cache=None, after_epoch
     arrays = splits.load(config)
     task = create_task(config, len(arrays.train["labels"]), arrays.num_classes)
     run = Run(task, workdir, stream)
-    introduce(run, Programs(task, devices), arrays)
+    announce(run, Programs(task, devices), arrays)
+    pictured = task, run.state, arrays, run.workdir
     if not features.obstacle(task):
         task, arrays = compute_features(run, task, arrays)
     state = run.state
@@ -77,6 +78,8 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None, cache=None, after_epoch
         programs.compile(live, train_data, held_out,
                          int(state.step) - int(state.epoch) * task.steps_per_epoch)
     run.log.print(f"compiled in {watch.sections['compile']:.1f} s")
+    if parallel.is_primary():
+        run.log.meanwhile("samples.png", run_report.samples, *pictured)
 
     epoch = int(state.epoch)
     while epoch < config.epochs and not selection.should_stop(state.history, epoch, config):
@@ -161,11 +164,18 @@ def configure_jax(config):
         base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         folder = str(pathlib.Path(base) / "jaxcifar" / "xla")
     jax.config.update("jax_compilation_cache_dir", folder or None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def introduce(run, programs, arrays):
-    """Print the parameter table and the header, and draw a grid of augmented training images.
+    """Announce a run, and draw a grid of augmented training images; raises as `announce`."""
+    announce(run, programs, arrays)
+    if parallel.is_primary():
+        run_report.samples(programs.task, run.state, arrays, run.workdir)
+
+
+def announce(run, programs, arrays):
+    """Print the parameter table and the header.
 
     Raises UserError when config.reference_curve names no published curve.
     """
@@ -173,8 +183,6 @@ def introduce(run, programs, arrays):
         published.reported_curve(programs.task.config.reference_curve)
     run.log.parameter_table({"params": run.state.params})
     run.log.header(run_report.header(run, programs, arrays))
-    if parallel.is_primary():
-        run_report.samples(programs.task, run.state, arrays, run.workdir)
 
 
 def compute_features(run, task, arrays):

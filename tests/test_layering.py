@@ -22,6 +22,7 @@ FLOORS = {
     "inference": 4, "predict": 4, "evaluate": 4,
     "search_space": 1, "study": 4, "tune": 4,
     "muon": 1, "speedrun": 4,
+    "trace": 3, "profiling": 4,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -59,7 +60,7 @@ def test_a_module_imports_only_from_its_floor_or_below(path):
     ("orbax", {"checkpoint"}),
     ("time", {"logs", "data"}),  # data: waits between the attempts of a download
     ("tensorflow", {"data"}),  # only to read a folder that was prepared as tfrecord
-    ("torch", {"weight_files", "benchmark"}),
+    ("torch", {"weight_files", "benchmark", "speedrun"}),
     ("tensorflow_datasets", {"data"}),
 ])
 def test_some_packages_have_one_owner(package, owners):

@@ -74,6 +74,9 @@ def test_quickstart_is_stopped_resumed_and_leaves_a_run_folder(environment, tmp_
     (["--config.model.chanels=3"], "no config field 'chanels' (did you mean 'channels'?)"),
     (["--config.epochs=many"], "flag --config.epochs=many"),
     (["epochs=3"], "unexpected argument 'epochs=3'"),
+    (["--profile", "--seeds=0,1"], "--profile traces one run"),
+    (["--profile_steps=3"], "--profile_steps needs --profile"),
+    (["--profile", "--profile_steps=0"], "give a number of steps from 1 up"),
     (["--config.dataset=cifar10", "--config.data_dir=nowhere"], "scripts/prepare_data.py"),
 ])
 def test_a_mistake_is_one_line_and_an_exit_code(arguments, message, environment, tmp_path):
@@ -90,6 +93,20 @@ def test_a_mistake_is_one_line_and_an_exit_code(arguments, message, environment,
 def test_a_wrong_configuration_file_or_variant(config, message, environment, tmp_path):
     code, _, err = finish(start(environment, tmp_path / "run", config=config))
     assert code == 2 and message in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_profile_prints_two_tables_and_writes_traces(environment, tmp_path):
+    code, out, err = finish(start(environment, tmp_path, *SMALL, "--profile", "--profile_steps=2"))
+    assert code == 0, err
+    assert "2 training steps of 100 images, resnet5m on cpu" in out
+    assert "2 evaluation batches of 1000 images" in out and "between calls it waited" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["profile"]
+
+
+def test_a_speedrun_is_not_profiled(environment, tmp_path):
+    code, _, err = finish(start(environment, tmp_path / "run", "--profile",
+                                config="configs/speedrun.py:94"))
+    assert code == 2 and "a loop of its own" in err and len(err.strip().splitlines()) == 1, err
 
 
 def test_a_file_in_the_way_of_the_workdir(environment, tmp_path):

@@ -31,7 +31,7 @@ def bars(rows, path, *, title):
                               color=_COLOURS[other], label=_LABELS[other])
             axes.bar_label(drawn, [f"{v:.2f}x" for v in values], padding=3, fontsize=8)
     axes.axvline(1, color="#333333", linewidth=1)
-    axes.set(xscale="log", yticks=range(len(rows)), yticklabels=names, title=title,
+    axes.set(xscale="log", yticks=range(len(rows)), yticklabels=names,
              xlabel="images per second, jaxcifar over PyTorch (1 = as fast)")
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_locator(NullLocator())
@@ -43,7 +43,8 @@ def bars(rows, path, *, title):
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
     if rows:
-        axes.legend(loc="lower right", fontsize=9)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=9, frameon=False)
+    axes.set_title(title, loc="left", fontsize=11)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     write_atomic(path, file.getvalue())

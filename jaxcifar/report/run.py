@@ -58,11 +58,14 @@ def samples(task, state, arrays, workdir):
     with the normalisation undone.
     """
     count = min(_SAMPLES, task.num_train)
-    keys = streams.example_keys(streams.stream_key(state.seed, "augment", state.epoch),
-                                jnp.arange(count))
-    mix = streams.stream_key(state.seed, "mix", state.epoch)
-    images, targets = jax.jit(task.augment)(
-        arrays.train["images"][:count], arrays.train["labels"][:count], keys, mix)
+
+    @jax.jit  # with the keys, each of whose operations would be a program to compile
+    def augmented(images, labels, seed, epoch):
+        keys = streams.example_keys(streams.stream_key(seed, "augment", epoch), jnp.arange(count))
+        return task.augment(images, labels, keys, streams.stream_key(seed, "mix", epoch))
+
+    images, targets = augmented(arrays.train["images"][:count], arrays.train["labels"][:count],
+                                state.seed, state.epoch)
     config = task.config
     images = np.asarray(images, np.float32) * np.asarray(config.std) + np.asarray(config.mean)
     plots.samples(images, np.asarray(targets), arrays.class_names, workdir / "samples.png",
