@@ -55,13 +55,14 @@ class ConvGroup(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
+        shortcut = None
         for i in range(1, self.depth + 1):
             x = layers.Conv(self.features, 3, 1, 1, use_bias=False, kernel_init=dirac,
                             dtype=self.dtype, name=f"conv{i}")(x)
             x = layers.max_pool(x, 2) if i == 1 else x
             x = Norm(self.momentum, self.dtype, name=f"norm{i}")(x, train)
-            x = nn.gelu(x + first if i == 3 else x, approximate=False)
-            first = x if i == 1 else first
+            x = nn.gelu(x + shortcut if i == 3 else x, approximate=False)
+            shortcut = x if i == 1 else shortcut
         return x
 
 
