@@ -127,14 +127,14 @@ def test_a_study_goes_on_as_if_never_interrupted(tmp_path, monkeypatch):
 
 
 def test_trials_of_one_shape_compile_once_and_equal_a_fresh_run(tmp_path, monkeypatch):
-    compiled, real = [], parallel.Program.compile
+    compiled, real = [], parallel.Program.lower
 
     def counted(self, *args):
         if self._compiled is None:
             compiled.append(self)
-        real(self, *args)
+        return real(self, *args)
 
-    monkeypatch.setattr(parallel.Program, "compile", counted)
+    monkeypatch.setattr(parallel.Program, "lower", counted)
     chosen = search(trial={"epochs": 3})
     content, _ = run(tmp_path / "both", chosen, trials=2)
     assert len(compiled) == 4, "once: order, full batch, partial batch, evaluation"
