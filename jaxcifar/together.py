@@ -238,10 +238,11 @@ def _open(shared, alone, seed, workdir, stream):
 def _introduce(members, arrays):
     """Print one header, and where the others are; draw the training images of each."""
     first, *others = members
-    train.introduce(first.run, first.programs, arrays)
+    train.announce(first.run, first.programs, arrays)
     for member in others:
         header = run_report.header(member.run, member.programs, arrays)
         member.run.log.header({"run": header["run"]})
+    for member in members:
         run_report.samples(member.programs.task, member.state, arrays, member.run.workdir)
 
 

@@ -167,13 +167,6 @@ def configure_jax(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def introduce(run, programs, arrays):
-    """Announce a run, and draw a grid of augmented training images; raises as `announce`."""
-    announce(run, programs, arrays)
-    if parallel.is_primary():
-        run_report.samples(programs.task, run.state, arrays, run.workdir)
-
-
 def announce(run, programs, arrays):
     """Print the parameter table and the header.
 

@@ -19,7 +19,7 @@ WITHOUT_CONFIG = {"peer": [""]}
 # in no report, and the cells of the grid of which the report prints curves or nothing.
 ALIASES = {"configs/architectures.py:cnn": f"{GRID}b128_lr0.001_l0_d0.5_basic",
            "configs/architectures.py:cnn_plain": f"{GRID}b128_lr0.001_l0_d0.5_none"}
-SPEEDRUN = {spec for spec in ALL if spec.startswith("configs/speedrun.py:")}
+SPEEDRUN = {f"configs/speedrun.py:{v}" for v in ("94", "94_sgd", "96", "96_selected")}
 STANDIN = {f"configs/finetune_standin.py:{v}" for v in ("pretrain", "frozen", "whole", "scratch")}
 BEST = {spec for spec in ALL if spec.startswith("configs/resnet5m_best.py:")}
 WITHOUT_NUMBER = {"configs/quickstart.py", "configs/se_resnet_search.py", *STANDIN, *SPEEDRUN,

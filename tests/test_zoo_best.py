@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
-import torch.nn.functional as F
 from test_configs import load
 from test_invariants import StopAfter, assert_same_bits
 from test_zoo_classic import (FAST_COMPILE, assert_count_and_shapes, assert_same_logits,
-                              assert_same_statistics, batch, channels_first, compiled, make_pair,
-                              noise, training)
+                              assert_same_training, batch, compiled, make_pair, noise, training)
 from twins_best import ShakeShake, WideResNet
 
 from jaxcifar import config as config_lib
@@ -66,22 +64,6 @@ def with_halves(twin, count):
 def small_pair(name, options, twin, count=4):
     torch.manual_seed(0)
     return make_pair(name, options, with_halves(twin, count), noise(count))
-
-
-def assert_same_training(pair, grads, logits, new):
-    """Check a training step's values beside the twin's, whose own random numbers are set."""
-    images, labels = noise(4), np.arange(4)
-    twin = pair.twin.double().train()
-    expected = twin(channels_first(images).double())
-    F.cross_entropy(expected, torch.from_numpy(labels)).backward()
-    expected = expected.detach().numpy()
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
-    largest = max(float(p.grad.abs().max()) for p in twin.parameters())
-    ours = pair.exported({**pair.variables, "params": grads})
-    for key, parameter in twin.named_parameters():
-        np.testing.assert_allclose(
-            ours[key], parameter.grad, rtol=1e-3, atol=1e-5 * largest, err_msg=key)
-    assert_same_statistics(pair.exported({**pair.variables, **new}), twin)
 
 
 def test_shake_shake_trains_as_the_twin_with_the_same_coefficients(monkeypatch):

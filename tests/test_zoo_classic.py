@@ -233,22 +233,28 @@ def assert_same_statistics(exported, twin):
                 exported[key], buffer, rtol=0, atol=1e-5 * np.abs(buffer).max(), err_msg=key)
 
 
-def test_training_logits_gradients_and_running_statistics(small):
+def assert_same_training(pair, grads, logits, new):
+    """Check a training step's values on noise(4) beside the twin's."""
     images, labels = noise(4), np.arange(4)
-    model = small.model()
-    step = compiled(lambda v, x, y: training(model, v, x, y), small.variables, images, labels)
-    grads, (logits, new) = step(small.variables, images, labels)
-    twin = small.twin.double().train()  # the oracle's own rounding stays out of the comparison
+    twin = pair.twin.double().train()  # the oracle's own rounding stays out of the comparison
     expected = twin(channels_first(images).double())
     F.cross_entropy(expected, torch.from_numpy(labels)).backward()
     expected = expected.detach().numpy()
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
     largest = max(float(p.grad.abs().max()) for p in twin.parameters())
-    ours = small.exported({**small.variables, "params": grads})
+    ours = pair.exported({**pair.variables, "params": grads})
     for key, parameter in twin.named_parameters():
         np.testing.assert_allclose(
             ours[key], parameter.grad, rtol=1e-3, atol=1e-5 * largest, err_msg=key)
-    assert_same_statistics(small.exported({**small.variables, **new}), twin)
+    assert_same_statistics(pair.exported({**pair.variables, **new}), twin)
+
+
+def test_training_logits_gradients_and_running_statistics(small):
+    images, labels = noise(4), np.arange(4)
+    model = small.model()
+    step = compiled(lambda v, x, y: training(model, v, x, y), small.variables, images, labels)
+    grads, (logits, new) = step(small.variables, images, labels)
+    assert_same_training(small, grads, logits, new)
 
 
 def test_training_forward_of_a_googlenet_with_larger_pools(sample_images):

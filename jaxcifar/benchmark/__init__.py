@@ -2,6 +2,7 @@
 
 work            what is measured: names, recipes, --quick
 driver          starts the contenders of each work, lets them take turns, collects
+children        what this and other parents of child processes share
 child           the other end: prepares, waits for "go", measures
 jax_contender   jaxcifar as shipped: the programs of train.fit
 torch_contender PyTorch eager as pytorch-cifar's users run it, and PyTorch at its best

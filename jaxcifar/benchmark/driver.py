@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import tempfile
 import threading
 
 from jaxcifar import host, run_folder
-from jaxcifar.benchmark import plot, table
+from jaxcifar.benchmark import children, plot, table
 from jaxcifar.benchmark import work as work_lib
 from jaxcifar.errors import UserError, unknown
 
@@ -36,8 +35,7 @@ class Process:
         self.contender, self._limit = contender, limit
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         text = json.dumps({**spec, "contender": contender})
-        environ = dict(os.environ, PYTHONPATH=os.pathsep.join(
-            filter(None, (str(_ROOT), os.environ.get("PYTHONPATH")))))
+        environ = children.environment()
         if not spec.get("caches", True):
             environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
         # Contenders share a GPU: none may take most of its memory in advance.
@@ -87,17 +85,12 @@ class Process:
         if late.is_set():
             self.close()
             raise TimedOut(f"{self.contender}: no answer within {self._limit} s")
-        message = json.loads(line) if line else {"error": self._last_words()}
+        message = json.loads(line) if line else {
+            "error": children.last_words(self._process, self._errors)}
         if "error" in message:
             self.close()
             raise UserError(f"{self.contender}: {message['error']}")
         return message
-
-    def _last_words(self):
-        self._process.wait()
-        self._errors.seek(0)
-        lines = self._errors.read().strip().splitlines() or ["no message"]
-        return f"its process ended (exit code {self._process.returncode}): {lines[-1]}"
 
 
 def measure(work, contenders, repeats, *, threads, caches, on_cpu, say, limit=0):

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -13,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcifar import muon, partition
+from jaxcifar.benchmark import children
 from jaxcifar.errors import UserError
 from jaxcifar.speedrun import training
 from jaxcifar.task import IMAGE_SHAPE
 
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
 _MODEL_OPTIONS = ("num_classes", "channels", "depth", "bn_momentum", "head_scale", "head_std")
 _ROW = ("accuracy", "accuracy_tta", "seconds", "seconds_with_evaluation")
 
@@ -91,22 +90,17 @@ class Process:
         path = folder / "specification.json"
         path.write_text(json.dumps({**spec, "arrays": str(folder / "arrays.npz")}),
                         encoding="utf-8")
-        environ = dict(os.environ, PYTHONPATH=os.pathsep.join(
-            filter(None, (str(_ROOT), os.environ.get("PYTHONPATH")))))
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "jaxcifar.speedrun.torch_rival", str(path)],
-            stdout=subprocess.PIPE, stderr=self._errors, text=True, env=environ)
+            stdout=subprocess.PIPE, stderr=self._errors, text=True, env=children.environment())
 
     def messages(self):
         """Yield what it sends, dicts; a process that ends without a word is an "error"."""
         for line in self._process.stdout:
             yield json.loads(line)
         if self._process.wait():
-            self._errors.seek(0)
-            words = self._errors.read().strip().splitlines() or ["no message"]
-            yield {"error": f"its process ended (exit code {self._process.returncode}): "
-                            f"{words[-1]}"}
+            yield {"error": children.last_words(self._process, self._errors)}
 
     def close(self):
         """End it, whatever it does."""
