@@ -150,15 +150,16 @@ def test_a_run_that_goes_on_is_read_and_not_disturbed(run, tmp_path, monkeypatch
     seen = {}
 
     def stop():
-        saved = sorted(p.name for p in (tmp_path / "checkpoints").glob("[0-9]*"))
-        if saved and str(saved) not in seen:
-            seen[str(saved)] = inference.load(tmp_path)
+        epochs = len(run_folder.read_rows(tmp_path))
+        if epochs and epochs not in seen:
+            tiny.wait_for(tmp_path / "checkpoints" / str(16 * epochs))  # written in the background
+            seen[epochs] = inference.load(tmp_path)
         return 0
 
     watched, rows = tiny.fit(config_of(), tmp_path, monkeypatch, DATA, stop=stop)
-    assert {trained.epoch for trained in seen.values()} >= {1, 2}
-    for trained in seen.values():
-        assert trained.step == 16 * trained.epoch
+    assert sorted(seen) == [1, 2, 3]
+    for epoch, trained in seen.items():
+        assert (trained.epoch, trained.step) == (epoch, 16 * epoch)
         assert "the newest checkpoint; the run is not finished" in trained.description
     assert rows == tiny.rows(run[0])
     np.testing.assert_array_equal(watched.state.params["conv1"]["kernel"],

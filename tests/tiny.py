@@ -4,6 +4,7 @@ import atexit
 import io
 import shutil
 import tempfile
+import time
 
 import numpy as np
 
@@ -63,6 +64,15 @@ def fit(config, workdir, monkeypatch, dataset=None, **options):
     monkeypatch.setattr("jaxcifar.data.load", lambda name, data_dir: chosen)
     summary = train.fit(config, workdir, stream=io.StringIO(), **options)
     return summary, rows(workdir)
+
+
+def wait_for(path):
+    """Wait until something in the background has written `path`; fail after a minute."""
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no {path} in a minute")
 
 
 def rows(workdir):
