@@ -2,13 +2,14 @@
 
 import contextlib
 import importlib.metadata
-import os
 import pathlib
 import platform
 import subprocess
 import sys
 
 import jax
+
+from jaxcifar import host
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -28,7 +29,7 @@ def environment():
         "device_count": jax.device_count(),
         "process_count": jax.process_count(),
         "host_cpu": _cpu_model(),
-        "host_cores": _cores(),
+        "host_cores": host.cores(),
         **_git(),
     }
 
@@ -56,12 +57,6 @@ def _version(package):
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cores():
-    if hasattr(os, "sched_getaffinity"):  # those that this process may use, not all of the host
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
 
 
 def _cpu_model():

@@ -1,35 +1,42 @@
-"""Host settings that make JAX fast on CPU: freed memory is kept, on huge pages; no async dispatch.
+"""Host settings that make JAX fast on CPU.
 
-A training step on CPU allocates hundreds of megabytes of temporaries and frees them again. By
-default glibc hands such blocks back to the kernel, and the next step faults every 4 kB page in
-anew: a third of the step's time.
+Memory: a training step on CPU allocates hundreds of megabytes of temporaries and frees them again.
+By default glibc hands such blocks back to the kernel, and the next step faults every 4 kB page in
+anew: a third of the step's time. So freed memory is kept, on huge pages.
+
+Convolutions: XLA calls YNNPACK for them, which in JAX 0.10 runs on one core. There, Eigen's serve.
 """
 
 import ctypes
 import importlib.metadata
 import importlib.util
+import os
 import sys
 
 import jax
 
 # mallopt's parameters, from glibc's malloc.h
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _MADV_HUGEPAGE = 14
 _HUGE_PAGE = 2 << 20
+_NO_YNN_CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 
 
 def configure(reserve_bytes=8 << 30):
     """Set up the process for training on CPU, before JAX's backend starts; return whether it did.
 
-    Sets glibc's malloc to keep what it has (no mmap for large blocks, no trimming, one arena),
-    advises huge pages for the first `reserve_bytes` of its heap (addresses, not memory: pages are
-    taken when touched), and switches asynchronous dispatch off. Does nothing where JAX will not
-    run on CPU; malloc is left alone where the C library is not glibc. Results of computations do
-    not change.
+    Sets glibc's malloc to keep what it has (no mmap for large blocks, no trimming), advises huge
+    pages for the first `reserve_bytes` of its heap (addresses, not memory: pages are taken when
+    touched), switches asynchronous dispatch off, and chooses the library for convolutions in
+    XLA_FLAGS (unless it names one). Does nothing where JAX will not run on CPU; malloc is left alone
+    where the C library is not glibc. Results change by no more than the library's rounding.
     """
     if not runs_on_cpu():
         return False
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _single_threaded_convolutions() and "ynn_fusion_type" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_NO_YNN_CONVOLUTIONS}".strip()
     libc = _glibc()
     if libc is not None:
         _keep_freed_memory(libc)
@@ -46,6 +53,18 @@ def runs_on_cpu():
     return not plugins and importlib.util.find_spec("libtpu") is None
 
 
+def cores():
+    """Return the number of CPU cores that this process may use, not all of the host's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _single_threaded_convolutions():
+    """Return whether XLA's default library runs a convolution on one of the cores there are."""
+    return jax.__version_info__[:2] == (0, 10) and cores() > 1
+
+
 def _glibc():
     """Return the C library where it is glibc on Linux, else None."""
     if not sys.platform.startswith("linux"):
@@ -56,8 +75,9 @@ def _glibc():
 
 def _keep_freed_memory(libc):
     # M_MMAP_THRESHOLD would not do: glibc caps it at 32 MB. -1: never trim; any number would trim
-    # above 2 GB at the latest, and a step of a large network has more than that to free.
-    for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1)):
+    # above 2 GB at the latest, and a step of a large network has more than that to free. Threads keep
+    # arenas of their own: a step takes 1.25 times as long in one that the compiler has used too.
+    for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
         libc.mallopt(parameter, value)
 
 

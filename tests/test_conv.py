@@ -48,6 +48,27 @@ def test_values_and_gradients_equal_xlas_own(case):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(b).max()))
 
 
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2)], ids=str)
+@pytest.mark.parametrize("cached,chunks", [(1, 12), (4, 3), (5, 3), (6, 2), (11, 2), (12, 1)])
+def test_the_gradient_of_filters_is_a_sum_over_chunks_of_images(monkeypatch, stride, cached, chunks):
+    padding, kernel = ((1, 1), (1, 1)), (3, 3)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 12, 8, 8, 16)).astype(np.float32)  # two models, twelve images each
+    dy = rng.normal(size=(2, 12, 8 // stride[0], 8 // stride[1], 24)).astype(np.float32)
+
+    def gradient(x, dy):
+        return conv.filter_gradient(x, dy, kernel, stride, padding)
+
+    whole = jax.vmap(gradient)(x, dy)
+    wide, narrow = (24, 16) if stride == (1, 1) else (16, 24)
+    image = 4 * (3 * wide + narrow) * dy.shape[2] * dy.shape[3]
+    monkeypatch.setattr(conv, "_CACHED_BYTES", cached * image)
+    jaxpr = jax.make_jaxpr(gradient)(x[0], dy[0])
+    lengths = [e.params["length"] for e in jaxpr.eqns if e.primitive.name == "scan"]
+    assert lengths == ([] if chunks == 1 else [chunks - 1])  # the first one starts the sum
+    np.testing.assert_allclose(jax.vmap(gradient)(x, dy), whole, rtol=1e-5, atol=1e-4)
+
+
 GROUPED_CASES = [  # height, width, channels, features, groups, kernel, stride, padding
     (8, 8, 6, 6, 6, (3, 3), (1, 1), ((1, 1), (1, 1))),
     (7, 9, 6, 6, 6, (3, 3), (2, 2), ((1, 1), (1, 1))),

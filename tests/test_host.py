@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from jaxcifar import host
@@ -35,10 +36,26 @@ print(total.hex(), low <= block.ctypes.data < top, libc.sbrk(0) == end)
 """
 
 
-def probe(mode):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+CONVOLUTION = """
+import sys
+import numpy as np
+from jaxcifar import host
+if sys.argv[1] == "configure":
+    host.configure(1 << 30)
+from jaxcifar.models import conv
+import jax
+x = np.random.default_rng(0).normal(size=(16, 16, 16, 32)).astype(np.float32)
+kernel = np.random.default_rng(1).normal(size=(3, 3, 32, 32)).astype(np.float32)
+convolve = jax.jit(lambda x, k: conv.conv2d(x, k, padding=((1, 1), (1, 1))))
+print("ynn_fusion" in convolve.lower(x, kernel).compile().as_text())
+print(*np.asarray(convolve(x, kernel))[0].ravel().tolist())
+"""
+
+
+def probe(mode, script=PROBE):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     out = subprocess.run(
-        [sys.executable, "-c", PROBE, mode], capture_output=True, text=True, env=environment)
+        [sys.executable, "-c", script, mode], capture_output=True, text=True, env=environment)
     assert out.returncode == 0, out.stderr
     return out.stdout.split()
 
@@ -49,6 +66,32 @@ def test_large_blocks_come_from_the_heap_once_configured_and_results_stay():
     total, in_heap, kept = probe("configure")
     assert (plain_in_heap, in_heap, kept) == ("False", "True", "True")
     assert total == plain_total
+
+
+def test_convolutions_of_one_core_are_exchanged_and_results_stay():
+    plain_by_ynn, *plain = probe("plain", CONVOLUTION)
+    by_ynn, *values = probe("configure", CONVOLUTION)
+    assert (by_ynn == plain_by_ynn) is not host._single_threaded_convolutions()
+    np.testing.assert_allclose(np.float32(values), np.float32(plain), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("version,cores,given,expected", [
+    ((0, 10, 2), 2, "", host._NO_YNN_CONVOLUTIONS),
+    ((0, 10, 2), 2, "--a=1", f"--a=1 {host._NO_YNN_CONVOLUTIONS}"),
+    ((0, 10, 2), 2, "--xla_cpu_experimental_ynn_fusion_type=", None),
+    ((0, 10, 2), 1, "--a=1", None),
+    ((0, 11, 0), 2, "--a=1", None),
+])
+def test_the_library_is_chosen_once_where_it_has_one_core(
+        monkeypatch, version, cores, given, expected):
+    monkeypatch.setenv("XLA_FLAGS", given)
+    monkeypatch.setattr(jax, "__version_info__", version)
+    monkeypatch.setattr(host, "cores", lambda: cores)
+    monkeypatch.setattr(host, "_glibc", lambda: None)
+    monkeypatch.setattr(host, "runs_on_cpu", lambda: True)
+    for _ in range(2):
+        assert host.configure()
+        assert os.environ["XLA_FLAGS"] == (given if expected is None else expected)
 
 
 def test_the_settings_follow_the_platform_that_jax_will_choose(monkeypatch):

@@ -29,6 +29,7 @@ from jaxcifar.models.products import contract
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 MERGED_WIDTH = 32  # channels, where a group has fewer
+_CACHED_BYTES = 2 << 20  # of the copies from which a gradient of filters is computed
 _PLAIN = contextvars.ContextVar("jaxcifar_plain_convolutions", default=False)
 
 
@@ -101,11 +102,31 @@ _with_shifted_gradient.defvjp(_forward, _backward)
 def filter_gradient(x, dy, kernel_size, stride, padding):
     """Return a convolution's kernel gradient, float32 [kh, kw, C, features], from matrix products.
 
-    x: [N, H, W, C]; dy: [N, H', W', features]; stride and padding as in `conv2d`.
+    x: [N, H, W, C]; dy: [N, H', W', features]; stride and padding as in `conv2d`. A few images at a
+    time, so that their copies stay in the cache, where there are so many that they would not.
     """
-    if stride == (1, 1) and x.shape[-1] >= 16:
-        return _split_shifts(x, dy, kernel_size, padding)
-    return _shifts_of_x(x, dy, kernel_size, stride, padding)
+    split = stride == (1, 1) and x.shape[-1] >= 16
+
+    def gradient(x, dy):
+        if split:
+            return _split_shifts(x, dy, kernel_size, padding)
+        return _shifts_of_x(x, dy, kernel_size, stride, padding)
+
+    if kernel_size == stride == (1, 1) or x.shape[-1] < 16:
+        return gradient(x, dy)  # there are no copies, or thin ones
+    copied, other = (dy, x) if split else (x, dy)
+    image = (kernel_size[1] * copied.shape[-1] + other.shape[-1]) * math.prod(dy.shape[1:3])
+    return _sum_over_chunks(gradient, x, dy, _CACHED_BYTES // (4 * image))
+
+
+def _sum_over_chunks(function, x, dy, size):
+    """Return function(x, dy), a sum over images, from chunks of `size` images or somewhat fewer."""
+    size = next(n for n in range(max(1, min(size, len(x))), 0, -1) if len(x) % n == 0)
+    if size == len(x):
+        return function(x, dy)
+    x, dy = (a.reshape(-1, size, *a.shape[1:]) for a in (x, dy))
+    return lax.scan(lambda total, chunk: (total + function(*chunk), None),
+                    function(x[0], dy[0]), (x[1:], dy[1:]))[0]
 
 
 def _split_shifts(x, dy, kernel_size, padding):
