@@ -11,9 +11,8 @@ convolution); on cnn/128: cnn/bn 42, cnn/bn_fc8192 43, cnn/bn_dropout about 43, 
 cnn/crop 39 (enlarged to 40x40, then cropped; tested as they are). cnn/bn is the default. finetune,
 83: all layers of torchvision's ResNet-18, from its ImageNet weights, at 224x224 in batches of 128,
 10 epochs, with an augmentation that the report does not describe (ours: crop from 256x256, flip);
-finetune/plain, 76: without. own: 60 with a network from scratch, SGD and flips that the report does
-not describe further; ours is a ResNet-18 of half the width (2.8 million parameters), 12 epochs of
-Nesterov's momentum in one cycle of the learning rate, crops too.
+finetune/plain, 76: without. own, 60: from scratch with SGD and flips, not described further; ours
+is a ResNet-18 of half the width, 12 epochs in one cycle of the learning rate, crops too.
 """
 
 from jaxcifar import config as config_lib
@@ -54,10 +53,8 @@ def get_config(variant="cnn/bn"):
         config.epochs, config.batch_size, config.eval_batch_size = 10, 128, 256
     if variant == "own":
         config.epochs, config.batch_size = 12, 128
-        config.optimizer.name, config.optimizer.learning_rate = "sgd", 0.1
-        config.optimizer.momentum, config.optimizer.nesterov = 0.9, True
-        config.optimizer.weight_decay = 5e-4
+        config.optimizer.update(
+            name="sgd", learning_rate=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
         config.schedule.name, config.schedule.pct_start = "one_cycle", 0.25
-    config.test_every_epoch = True
-    config.selection = "last"
+    config.test_every_epoch, config.selection = True, "last"
     return config
