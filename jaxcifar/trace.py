@@ -51,7 +51,8 @@ class Profile:
     """What a trace says, as the mean of its devices.
 
     operations: most expensive first. busy_ns, total_ns: from the first operation to the last.
-    between_ns: idle while the host went from one call to the next, one number per change of calls.
+    between_ns: idle while the host went from one call to the next, one number per change of calls;
+    0 where the device was seen busy then.
     num_devices: int.
     """
 
@@ -88,8 +89,8 @@ def read(planes, text, call):
         count.update(span.name for span in spans)
         busy += sum(own.values())
         total += max(s.stop for s in spans) - min(s.start for s in spans)
-        between += [stop - start for start, stop in gaps
-                    if any(start <= moment <= stop for moment in starts[1:])]
+        between += [next((stop - start for start, stop in gaps if start <= moment <= stop), 0)
+                    for moment in starts[1:]]
     n = len(devices)
     operations = [Operation(name, places.get(name, ""), count[name] / n, ns / n)
                   for name, ns in time.most_common()]

@@ -70,6 +70,15 @@ def test_a_trace_of_a_gpu():
     assert places["loop_add_fusion.1"] == "bn1/add", "of the computation that it fuses"
 
 
+def test_a_device_busy_when_a_call_began_did_not_wait():
+    planes = gpu_planes()
+    planes[1].lines[1].events.append(event("MemcpyH2D", 240, 20))
+    profile = trace.read(planes, TEXT, "profiled call")
+    assert profile.between_ns == [0], "every change of calls counts in the mean"
+    said = profiling.summary(profile, profiling.Calls(2, 1, 8), seconds=1.0)
+    assert "between calls it waited 0 ms for the host" in said
+
+
 def test_several_gpus_are_averaged():
     planes = gpu_planes()
     second = plane("/device:GPU:1", Stream_1=[event("k", 0, 20, hlo_op="conv-backward.3")])
