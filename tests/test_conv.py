@@ -49,7 +49,7 @@ def test_values_and_gradients_equal_xlas_own(case):
 
 
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2)], ids=str)
-@pytest.mark.parametrize("cached,chunks", [(1, 12), (4, 3), (5, 3), (6, 2), (11, 2), (12, 1)])
+@pytest.mark.parametrize("cached,chunks", [(1, 12), (4, 3), (5, 3), (6, 2), (99, 2)])
 def test_the_gradient_of_filters_is_a_sum_over_chunks_of_images(monkeypatch, stride, cached, chunks):
     padding, kernel = ((1, 1), (1, 1)), (3, 3)
     rng = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def test_the_gradient_of_filters_is_a_sum_over_chunks_of_images(monkeypatch, str
     monkeypatch.setattr(conv, "_CACHED_BYTES", cached * image)
     jaxpr = jax.make_jaxpr(gradient)(x[0], dy[0])
     lengths = [e.params["length"] for e in jaxpr.eqns if e.primitive.name == "scan"]
-    assert lengths == ([] if chunks == 1 else [chunks - 1])  # the first one starts the sum
+    assert lengths == [chunks], "a loop whatever the size: XLA materialises what it works on"
     np.testing.assert_allclose(jax.vmap(gradient)(x, dy), whole, rtol=1e-5, atol=1e-4)
 
 

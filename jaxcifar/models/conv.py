@@ -120,13 +120,16 @@ def filter_gradient(x, dy, kernel_size, stride, padding):
 
 
 def _sum_over_chunks(function, x, dy, size):
-    """Return function(x, dy), a sum over images, from chunks of `size` images or somewhat fewer."""
-    size = next(n for n in range(max(1, min(size, len(x))), 0, -1) if len(x) % n == 0)
-    if size == len(x):
-        return function(x, dy)
+    """Return function(x, dy), a sum over images, from chunks of `size` images or somewhat fewer.
+
+    At least two chunks, all of them in a loop: XLA:CPU would compute dy, a sum over all later layers
+    in a DenseNet, anew for every copy, but materialises what a loop works on.
+    """
+    size = next(n for n in range(max(1, min(size, len(x) // 2)), 0, -1) if len(x) % n == 0)
     x, dy = (a.reshape(-1, size, *a.shape[1:]) for a in (x, dy))
+    shape = jax.eval_shape(function, x[0], dy[0])
     return lax.scan(lambda total, chunk: (total + function(*chunk), None),
-                    function(x[0], dy[0]), (x[1:], dy[1:]))[0]
+                    jnp.zeros(shape.shape, shape.dtype), (x, dy))[0]
 
 
 def _split_shifts(x, dy, kernel_size, padding):

@@ -4,8 +4,11 @@ Windows that overlap are taken along one axis, then along the other: k + k opera
 """
 
 import functools
+import math
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -27,13 +30,6 @@ def _windows(x, kernel, stride):
     if out_h < 1 or out_w < 1:
         raise ValueError(f"pooling window {kernel} is larger than the padded map {(h, w)}: "
                          "use a smaller one")
-    if kernel == stride:  # windows do not overlap: a reshape, whose gradient is a reshape too
-        x = x[:, :out_h * kernel[0], :out_w * kernel[1]]
-        x = x.reshape(n, out_h, kernel[0], out_w, kernel[1], c)
-        for i in range(kernel[0]):
-            for j in range(kernel[1]):
-                yield x[:, :, i, :, j]
-        return
     for i in range(kernel[0]):
         for j in range(kernel[1]):
             yield lax.slice(
@@ -52,14 +48,17 @@ def max_pool(x, kernel, stride=None, padding=0):
     stride = kernel if stride is None else _pair(stride)
     padded = _pad(x, padding, -jnp.inf)
     if kernel == stride:
-        return _first_maximum(_windows(padded, kernel, stride))
+        return _max_of_tiles(padded, kernel)
     columns = _first_maximum(_windows(padded, (1, kernel[1]), (1, stride[1])))
     return _first_maximum(_windows(columns, (kernel[0], 1), (stride[0], 1)))
 
 
 def _first_maximum(entries):
-    return functools.reduce(
-        lambda best, entry: jnp.where((entry > best) | (entry != entry), entry, best), entries)
+    return functools.reduce(lambda best, entry: jnp.where(_wins(entry, best), entry, best), entries)
+
+
+def _wins(entry, best):
+    return (entry > best) | (entry != entry)
 
 
 def avg_pool(x, kernel, stride=None, padding=0):
@@ -70,9 +69,64 @@ def avg_pool(x, kernel, stride=None, padding=0):
     kernel, padding = _pair(kernel), _pair(padding)
     stride = kernel if stride is None else _pair(stride)
     padded = _pad(x.astype(jnp.float32), padding, 0.0)
-    rows = sum(_windows(padded, (kernel[0], 1), (stride[0], 1)))
-    total = sum(_windows(rows, (1, kernel[1]), (1, stride[1])))
+    if kernel == stride:
+        total = _sum_of_tiles(padded, kernel, padded.shape)
+    else:
+        rows = sum(_windows(padded, (kernel[0], 1), (stride[0], 1)))
+        total = sum(_windows(rows, (1, kernel[1]), (1, stride[1])))
     return (total / (kernel[0] * kernel[1])).astype(x.dtype)
+
+
+# Windows that do not overlap: in one pass, the gradient of every entry is its window's or zero.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_of_tiles(x, kernel):
+    return _first_maximum(_windows(x, kernel, kernel))
+
+
+def _max_forward(x, kernel):
+    return _max_of_tiles(x, kernel), x
+
+
+def _max_backward(kernel, x, dy):
+    (best, *entries), winner = _windows(x, kernel, kernel), 0
+    for i, entry in enumerate(entries, start=1):
+        wins = _wins(entry, best)
+        winner, best = jnp.where(wins, i, winner), jnp.where(wins, entry, best)
+    place = np.arange(math.prod(kernel)).reshape(kernel[0], 1, kernel[1], 1)
+    winner = jnp.broadcast_to(winner, dy.shape)[:, :, None, :, None]
+    return _from_tiles(jnp.where(winner == place, dy[:, :, None, :, None], 0), x.shape),
+
+
+_max_of_tiles.defvjp(_max_forward, _max_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _sum_of_tiles(x, kernel, shape):
+    """Return the sum of each window of x, which has this shape: the gradient needs no more of it."""
+    rows = sum(_windows(x, (kernel[0], 1), (kernel[0], 1)))
+    return sum(_windows(rows, (1, kernel[1]), (1, kernel[1])))
+
+
+def _sum_forward(x, kernel, shape):
+    return _sum_of_tiles(x, kernel, shape), None
+
+
+def _sum_backward(kernel, shape, _, dy):
+    n, h, w, c = dy.shape
+    tiles = jnp.broadcast_to(dy[:, :, None, :, None], (n, h, kernel[0], w, kernel[1], c))
+    return _from_tiles(tiles, shape),
+
+
+_sum_of_tiles.defvjp(_sum_forward, _sum_backward)
+
+
+def _from_tiles(tiles, shape):
+    """Return [N, H, W, C] of [N, H', kh, W', kw, C]; zeros in rows and columns that no window has."""
+    n, h, kh, w, kw, c = tiles.shape
+    edges = [(0, 0), (0, shape[1] - h * kh), (0, shape[2] - w * kw), (0, 0)]
+    return jnp.pad(tiles.reshape(n, h * kh, w * kw, c), edges)
 
 
 def global_avg_pool(x):
