@@ -203,6 +203,7 @@ def default():
     c.compilation_cache = "auto"  # a folder; "auto": the user's cache folder; "": off
     c.reference_curve = ""  # a published curve to draw beside ours (jaxcifar.report.published)
     c.lock()
+    c.model.unlock()  # of any model
     return c
 
 

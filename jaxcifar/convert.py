@@ -19,10 +19,10 @@ import jax
 import numpy as np
 
 from jaxcifar import config as config_lib
-from jaxcifar import errors, run_folder, selection, torch_weights, weight_files
+from jaxcifar import overrides, run_folder, selection, torch_weights, weight_files
 from jaxcifar.checkpoint import Checkpoints
 from jaxcifar.data import specs
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, unknown
 from jaxcifar.state import create_state
 from jaxcifar.task import create_task
 
@@ -40,7 +40,7 @@ def export_run(workdir, path, *, which="best", raw=False):
     run, nothing readable in it, or a file that cannot be written.
     """
     if which not in WHICH:
-        raise UserError(errors.unknown("choice of weights", which, WHICH))
+        raise UserError(unknown("choice of weights", which, WHICH))
     weight_files.check_target(path)
     config = read_config(workdir)
     task = _task(config)
@@ -216,26 +216,20 @@ def main(argv):
     print(f"wrote {arguments.to}: a run at epoch 0 with the weights of {arguments.source}")
 
 
-def _config(path, overrides):
+def _config(path, words):
     """Return the configuration that jaxcifar.main would take from the same flags."""
     from absl import flags
-    from ml_collections import config_flags
-    known = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
-    if not pathlib.Path(path.partition(":")[0]).is_file():
-        raise UserError(errors.unknown("configuration file", path.partition(":")[0], known))
-    for word in overrides:
+    overrides.check_file(path)
+    for word in words:
         if not re.match(r"--config\.[\w.]+=", word):
             raise UserError(f"unexpected argument {word!r}: fields are set as "
                             "--config.FIELD=VALUE; --help shows the rest")
-    argv = ["convert", f"--config={path}", *overrides]
+    overrides.check(words)
+    argv = ["convert", f"--config={path}", *words]
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    overrides.define("", flag_values=values, sys_argv=argv)
     try:
         values(argv)
-    except AttributeError as error:
-        field = re.findall(r"\w+", str(error))[0]
-        raise UserError(f"there is no config field '{field}'; jaxcifar/config.py lists them, and "
-                        "the configuration file its model's options") from error
     except flags.Error as error:
         raise UserError(str(error).splitlines()[0]) from error
     return values["config"].value

@@ -20,6 +20,10 @@ def unknown(what, name, known):
     suggested and all are listed.
     """
     known = [str(k) for k in known]
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"unknown {what} {name!r}{hint}; there are: {', '.join(known) or 'none'}"
+    return f"unknown {what} {name!r}{nearest(name, known)}; there are: {', '.join(known) or 'none'}"
+
+
+def nearest(name, known):
+    """Return " (did you mean 'NAME'?)" with the nearest of the known names, or ""."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

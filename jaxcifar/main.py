@@ -5,18 +5,16 @@ the folder, 130 or 143 stopped by SIGINT or SIGTERM with the state saved.
 """
 
 import pathlib
-import re
 import runpy
 import signal
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from jaxcifar import errors
+from jaxcifar import errors, overrides
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration file, with a variant after a colon: configs/resnet5m.py:model2.")
+_CONFIG = overrides.define(
+    "Configuration file, with a variant after a colon: configs/resnet5m.py:model2.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Folder of the run; an interrupted one goes on. Default: runs/CONFIG[_VARIANT].")
 _SEEDS = flags.DEFINE_string(
@@ -58,6 +56,7 @@ def parse(argv):
     """Parse the flags; a mistake in them ends the program with one line and exit code 2."""
     try:
         _check_config_file(argv)
+        overrides.check(argv)
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise errors.UserError(f"unexpected argument {rest[1]!r}: a flag starts with --")
@@ -66,15 +65,9 @@ def parse(argv):
         _check_profile_flags()
         if _LIST.value:
             _list_variants(config_argument(argv).partition(":")[0])
+        _CONFIG.value.lock()
     except (errors.UserError, flags.Error) as error:
         exit_with(error, 2)
-    except AttributeError as error:
-        if not any(word.lstrip("-").startswith("config.") for word in argv):
-            raise  # a mistake in the configuration file's own code
-        words = re.findall(r"\w+", str(error).replace("\\n", " "))
-        hint = re.search(r'mean "(\w+)"', str(error))
-        hint = f" (did you mean '{hint[1]}'?)" if hint else ""
-        exit_with(f"there is no config field '{words[0]}'{hint}; jaxcifar/config.py lists them", 2)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     return rest
@@ -114,14 +107,12 @@ def default_workdir(argv):
 def _check_config_file(argv):
     if any(word.lstrip("-") in ("help", "h", "helpfull", "helpshort") for word in argv):
         return
-    known = sorted(str(path) for path in pathlib.Path("configs").glob("*.py"))
     value = config_argument(argv)
     if not value:
+        known = overrides.files()
         raise errors.UserError("--config is missing: it names a configuration file"
                                + (f", one of {', '.join(known)}" if known else ""))
-    path = value.partition(":")[0]
-    if not pathlib.Path(path).is_file():
-        raise errors.UserError(errors.unknown("configuration file", path, known))
+    overrides.check_file(value)
 
 
 def _check_profile_flags():

@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent.parent / "jaxcifar"
 FLOORS = {
     "errors": 0,
     "config": 1, "optim": 1, "schedules": 1, "plateau": 1, "metrics": 1, "streams": 1,
-    "selection": 1, "augment": 1, "models": 1, "partition": 1,
+    "selection": 1, "augment": 1, "models": 1, "partition": 1, "overrides": 1,
     "task": 2, "state": 2, "steps": 2, "epoch": 2,
     "data": 3, "splits": 3, "parallel": 3, "checkpoint": 3, "torch_weights": 3, "logs": 3,
     "run_folder": 3, "environment": 3, "event_files": 3, "host": 3, "programs": 3, "run": 3,

@@ -71,7 +71,14 @@ def test_quickstart_is_stopped_resumed_and_leaves_a_run_folder(environment, tmp_
     (["--config.selection=best_val_los"], "did you mean 'best_val_loss'"),
     (["--config.augment=flop"], "flip"),
     (["--config.batch_sise=64"], "no config field 'batch_sise' (did you mean 'batch_size'?)"),
-    (["--config.model.chanels=3"], "no config field 'chanels' (did you mean 'channels'?)"),
+    (["--config.modle.name=vit"], "no config field 'modle' (did you mean 'model'?)"),
+    (["--config.optimizer.nane=sgd"], "no config field 'nane' (did you mean 'name'?)"),
+    (["--config.dataset.name=cifar10"], "set it as --config.dataset=VALUE"),
+    (["--config.optimizer=sgd"], "as in --config.optimizer.name=VALUE"),
+    (["--noconfig.progess"], "no config field 'progess' (did you mean 'progress'?)"),
+    (["--config.model.chanels=3"], "option of model 'resnet5m' 'chanels' (did you mean 'channels'?)"),
+    (["--config.model.bottleneck=yes"], "config.model.bottleneck = 'yes': must be of the kind of its default, False"),
+    (["--config.model.stem_kernel=none"], "must be of the kind of its default, 3"),
     (["--config.epochs=many"], "flag --config.epochs=many"),
     (["epochs=3"], "unexpected argument 'epochs=3'"),
     (["--profile", "--seeds=0,1"], "--profile traces one run"),
@@ -120,3 +127,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(environment, tmp_path):
                                 "--config.optimizer.learning_rate=1e30"))
     assert code == 1, err
     assert "the loss is not finite at step" in err and "learning_rate" in err
+
+
+def test_an_option_of_the_model_that_the_configuration_leaves_out(environment, tmp_path):
+    code, out, err = finish(start(environment, tmp_path / "run", "--profile", "--profile_steps=1",
+                                  *SMALL, "--config.model.stem_kernel=5"))
+    assert code == 0, err
+    assert "images, resnet5m on cpu" in out

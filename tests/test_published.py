@@ -22,8 +22,9 @@ ALIASES = {"configs/architectures.py:cnn": f"{GRID}b128_lr0.001_l0_d0.5_basic",
 SPEEDRUN = {f"configs/speedrun.py:{v}" for v in ("94", "94_sgd", "96", "96_selected")}
 STANDIN = {f"configs/finetune_standin.py:{v}" for v in ("pretrain", "frozen", "whole", "scratch")}
 BEST = {spec for spec in ALL if spec.startswith("configs/resnet5m_best.py:")}
+PYTORCH_CIFAR = {spec for spec in ALL if spec.startswith("configs/pytorch_cifar.py:")}
 WITHOUT_NUMBER = {"configs/quickstart.py", "configs/se_resnet_search.py", *STANDIN, *SPEEDRUN,
-                  "configs/architectures.py:vit/depth6", *BEST, *ALIASES}
+                  "configs/architectures.py:vit/depth6", *BEST, *ALIASES, *PYTORCH_CIFAR}
 CELLS = [f"{GRID}b128_lr0.001_l0_{cell}" for cell in (
     "d0_none", "d0.5_none", "d0.5_basic", "d0.5_basic_erasing")]
 

@@ -110,9 +110,12 @@ def create(name, num_classes=10, *, dtype=jnp.float32, remat=False, **model_opti
     """
     cls, preset = _lookup(name)
     known = options(name)
-    for key in model_options:
+    for key, value in model_options.items():
         if key not in known:
             raise UserError(unknown(f"option of model {name!r}", key, known))
+        if any(isinstance(value, kind) != isinstance(known[key], kind) for kind in (bool, str)):
+            raise UserError(f"config.model.{key} = {value!r}: must be of the kind of its default, "
+                            f"{known[key]!r}")
     chosen = {key: _hashable(value) for key, value in (preset | model_options).items()}
     if remat and "remat" not in {field.name for field in dataclasses.fields(cls)}:
         raise UserError(f"config.remat = True: model {name!r} does not offer it; set it to False")
