@@ -96,7 +96,8 @@ def _max_backward(kernel, x, dy):
         winner, best = jnp.where(wins, i, winner), jnp.where(wins, entry, best)
     place = np.arange(math.prod(kernel)).reshape(kernel[0], 1, kernel[1], 1)
     winner = jnp.broadcast_to(winner, dy.shape)[:, :, None, :, None]
-    return _from_tiles(jnp.where(winner == place, dy[:, :, None, :, None], 0), x.shape),
+    dx = jnp.where(winner == place, dy[:, :, None, :, None], 0)
+    return (_from_tiles(dx, x.shape),)
 
 
 _max_of_tiles.defvjp(_max_forward, _max_backward)
@@ -116,7 +117,7 @@ def _sum_forward(x, kernel, shape):
 def _sum_backward(kernel, shape, _, dy):
     n, h, w, c = dy.shape
     tiles = jnp.broadcast_to(dy[:, :, None, :, None], (n, h, kernel[0], w, kernel[1], c))
-    return _from_tiles(tiles, shape),
+    return (_from_tiles(tiles, shape),)
 
 
 _sum_of_tiles.defvjp(_sum_forward, _sum_backward)
