@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import os
 import pathlib
 import platform
 import subprocess
@@ -18,7 +19,8 @@ def environment():
     """Return a dict fit for JSON: versions, devices, host, git commit; no paths and no host name.
 
     git_commit (str) and git_dirty (bool: tracked files differ from it) are None where the package
-    is not part of a git repository.
+    is not part of a git repository; there git_commit is that of JAXCIFAR_GIT_COMMIT, if it is set, for
+    a copy without its repository.
     """
     device = jax.devices()[0]
     return {
@@ -80,4 +82,4 @@ def _git():
         return {"git_commit": commit,
                 "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
-        return {"git_commit": None, "git_dirty": None}
+        return {"git_commit": os.environ.get("JAXCIFAR_GIT_COMMIT"), "git_dirty": None}

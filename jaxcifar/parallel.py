@@ -144,9 +144,12 @@ class Program:
 def compile_all(programs):
     """Compile Programs, {program: its arguments}: traced in turn, compiled by XLA at the same time.
 
-    Raises what the first one that fails raises. Several processes compile in turn, in one order.
+    In turn on accelerators, where XLA measures kernels while it compiles: programs beside one another
+    would disturb that, and one after the other takes over what the former measured. In turn, and in
+    one order, in several processes. Raises what the first one that fails raises.
     """
-    workers = len(programs) if jax.process_count() == 1 else 1
+    at_once = jax.process_count() == 1 and jax.default_backend() == "cpu"
+    workers = len(programs) if at_once else 1
     with concurrent.futures.ThreadPoolExecutor(max(workers, 1)) as pool:
         waiting = [pool.submit(program.lower(*args)) for program, args in programs.items()]
     for compiled in waiting:

@@ -15,7 +15,7 @@ from jaxcifar.errors import UserError
 
 _DEVICE = re.compile(r"/device:(GPU|TPU):\d+")
 _HOST = "/host:CPU"
-_LINES = ("Stream", "XLA Ops")  # of GPUs, of TPUs; others repeat their time by module or step
+_LINES = ("Stream", "XLA Ops")  # of GPUs, of TPUs; all others repeat their time: take one kind
 _END = "end: "
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (.*)")
 _CONTAINER = re.compile(r" (?:while|conditional|call)\(")
@@ -102,9 +102,9 @@ def device_spans(planes):
     found = {}
     for plane in planes:
         if _DEVICE.fullmatch(plane.name):
-            spans = [_kernel(event) for line in plane.lines if line.name.startswith(_LINES)
-                     for event in line.events]
-            if spans:
+            kinds = ([_kernel(event) for line in plane.lines if line.name.startswith(kind)
+                      for event in line.events] for kind in _LINES)
+            if spans := next(filter(None, kinds), None):
                 found[plane.name] = spans
     if not found:
         for plane in planes:

@@ -97,11 +97,14 @@ def test_the_best_mean_of_a_model_as_registered_counts(repository):
 
 def test_speeds_are_those_of_our_training_steps(repository):
     row = {"model": "lenet", "kind": "step", "contender": "jaxcifar", "images_per_second": 1234.5,
-           "ratio_by_cpu_time": {"torch_eager": 1.5}, "environment": {"device": "gpu X"}}
-    other = row | {"model": "vgg11", "ratio_by_cpu_time": {}}
+           "ratio": {"torch_eager": 2.0}, "ratio_by_cpu_time": {"torch_eager": 1.5},
+           "environment": {"device": "gpu X"}}
+    alone = row | {"model": "vgg11", "ratio": {}, "ratio_by_cpu_time": {}}
+    by_wall_time = row | {"model": "vgg16", "ratio_by_cpu_time": {}}
     ignored = [row | {"kind": "epoch"}, row | {"contender": "torch_eager"},
                {"model": "vgg13", "kind": "step", "contender": "jaxcifar", "error": "out of memory"}]
     (repository / "results" / "benchmark_x.json").write_text(
-        json.dumps({"threads": 1, "rows": [*ignored, row, other, *ignored]}))
+        json.dumps({"threads": 1, "rows": [*ignored, row, alone, by_wall_time, *ignored]}))
     assert measured.training_speeds(repository) == {
-        "lenet": "1,234 on gpu X (1 core), 1.50x PyTorch", "vgg11": "1,234 on gpu X (1 core)"}
+        "lenet": "1,234 on gpu X (1 core), 1.50x PyTorch", "vgg11": "1,234 on gpu X (1 core)",
+        "vgg16": "1,234 on gpu X (1 core), 2.00x PyTorch"}

@@ -70,6 +70,14 @@ def test_a_trace_of_a_gpu():
     assert places["loop_add_fusion.1"] == "bn1/add", "of the computation that it fuses"
 
 
+def test_lines_that_repeat_the_kernels_time_do_not_count():
+    planes = gpu_planes()
+    expected = trace.read(planes, TEXT, "profiled call")
+    graph = event("command_buffer.1", 100, 60, hlo_op="command_buffer.1")
+    planes[1].lines.append(SimpleNamespace(name="XLA Ops", events=[graph]))
+    assert trace.read(planes, TEXT, "profiled call") == expected
+
+
 def test_a_device_busy_when_a_call_began_did_not_wait():
     planes = gpu_planes()
     planes[1].lines[1].events.append(event("MemcpyH2D", 240, 20))
@@ -158,7 +166,7 @@ def test_a_profile_of_no_step_or_of_a_speedrun_is_refused(tmp_path, monkeypatch)
 def test_a_call_of_an_epoch_is_shortened(monkeypatch):
     monkeypatch.setattr("jaxcifar.data.load", lambda name, data_dir: tiny.tiny_dataset())
     monkeypatch.setattr(programs, "runs_on_cpu", lambda devices: False)  # the form of accelerators
-    monkeypatch.setattr(programs.Programs, "compile", lambda *args: None)
+    monkeypatch.setattr(programs.Programs, "compile", lambda *args, **options: None)
     subject = profiling.prepare(tiny.tiny_config(batch_size=10), 6, lambda line: None)
     assert subject.programs.steps_at(0) == (3, 10), "not the epoch's 10; two calls make the 6"
     assert int(subject.live.step) == 0
@@ -239,6 +247,36 @@ def test_compiling_at_once_raises_what_compiling_alone_does():
     parallel.compile_all({good: (np.ones(3),)})
     assert "HloModule jit_doubles" in good.text()
     np.testing.assert_array_equal(good(np.ones(3, np.float32)), 2 * np.ones(3))
+
+
+@pytest.mark.parametrize(("backend", "at_once"), [("cpu", True), ("gpu", False)])
+def test_accelerators_compile_in_turn(backend, at_once, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    meeting = threading.Barrier(2)
+
+    class Program:
+        def lower(self):
+            return lambda: meeting.wait(60 if at_once else 0.2)
+
+    made = {Program(): (), Program(): ()}
+    if at_once:
+        parallel.compile_all(made)
+    else:
+        with pytest.raises(threading.BrokenBarrierError):
+            parallel.compile_all(made)
+
+
+def test_a_profile_compiles_what_it_runs():
+    task = create_task(tiny.tiny_config(), 100, 10)
+    made = programs.Programs(task, parallel.Parallel("jit", tuple(jax.devices()[:1])))
+    wanted = []
+    for whole in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parallel, "compile_all", lambda calls: wanted.append(len(calls)))
+            patch.setattr(made, "permutation", lambda state: None)
+            state = create_state(task, 0).on_device()
+            made.compile(state, None, None, whole_epoch=whole)
+    assert wanted == [3, 2], "full batches, the last one, evaluation"
 
 
 def test_a_picture_drawn_beside_the_training_is_waited_for_and_may_fail(tmp_path):

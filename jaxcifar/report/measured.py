@@ -36,7 +36,8 @@ def training_speeds(root):
         for row in content["rows"]:
             if row["contender"] != "jaxcifar" or row["kind"] != "step" or "error" in row:
                 continue
-            ratio = row["ratio_by_cpu_time"].get("torch_eager")
+            ratios = row["ratio_by_cpu_time"] or row["ratio"]  # no CPU time's on a GPU
+            ratio = ratios.get("torch_eager")
             times = f", {ratio:.2f}x PyTorch" if ratio else ""
             speeds[row["model"]] = (f"{row['images_per_second']:,.0f} on {row['environment']['device']}"
                                     f"{cores}{times}")

@@ -69,10 +69,12 @@ def run(config, runs, *, name, out="", rival=False, rival_compile="auto", stream
         with watch.section("warm-up"):
             trainer.evaluate(trainer.train(runs, train), test)
     say(_header(name, prepared, trainer, watch.sections))
-    rows = [_one(trainer, seed, train, test, say) for seed in range(runs)]
-    content = _content(name, config, prepared, rows, watch.sections)
+    rows = []
+    for seed in range(runs):
+        rows.append(_one(trainer, seed, train, test, say))
+        content = _content(name, config, prepared, rows, watch.sections)
+        path = _write(content, out)  # after each run, so that what ends the process loses one
     say(_summary(content))
-    path = _write(content, out)
     if rival:
         spec = rival_lib.specification(prepared, runs=runs, platform=platform,
                                        compile_mode=rival_compile)

@@ -39,7 +39,7 @@ class Rival:
         """Put everything on the device; compiles at the first use. Raises UserError."""
         import torch
         self._torch, self.spec = torch, spec
-        self.cuda = spec["platform"] == "gpu"
+        self.cuda = spec["platform"] != "cpu"
         if self.cuda and not torch.cuda.is_available():
             raise UserError(f"PyTorch {torch.__version__} sees no CUDA device, where JAX uses one")
         torch.backends.cudnn.benchmark = True
@@ -277,7 +277,7 @@ def prepare(spec, arrays):
     then says which and why. Raises the last mode's exception.
     """
     asked = spec["compile"]
-    auto = COMPILE_MODES if spec["platform"] == "gpu" else ("off",)
+    auto = COMPILE_MODES if spec["platform"] != "cpu" else ("off",)
     failed = []
     for mode in auto if asked == "auto" else (asked,):
         watch = Stopwatch()
