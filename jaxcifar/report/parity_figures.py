@@ -171,7 +171,9 @@ def draw(figure, results, path):
     columns = min(figure.columns, len(panels))
     lines = -(-len(panels) // columns)
     width = 7.5 if columns == 1 else 5.4 * columns
-    canvas = Canvas(figsize=(width, 3.9 * lines + 0.4), dpi=_DPI, layout="constrained")
+    entries = max(len(panel.lines) * len(panel.metrics) for panel in panels)
+    height = 3.9 + 0.2 * -(-entries // 2)  # of a panel and its legend
+    canvas = Canvas(figsize=(width, height * lines + 0.4), dpi=_DPI, layout="constrained")
     labels = list(dict.fromkeys(label for panel in figure.panels for _, label in panel.lines))
     grid = canvas.subplots(lines, columns, squeeze=False, sharey=True).flat
     for axes, panel in zip(grid[:len(panels)], panels, strict=True):
@@ -212,7 +214,8 @@ def _draw_panel(axes, panel, results, labels):
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(color="#e3e3e3", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, framealpha=0.9, title="last value, seeds", title_fontsize=7)
+    axes.legend(fontsize=8, title="last value, seeds", title_fontsize=7, frameon=False, ncols=2,
+                loc="upper left", bbox_to_anchor=(0, -0.14))  # below, where no line is
 
 
 def _draw_reference(axes, name, metric, colour):
