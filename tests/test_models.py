@@ -115,6 +115,16 @@ def test_bfloat16_forward_is_finite_and_near_float32(name):
     assert not np.array_equal(logits[jnp.bfloat16], logits[jnp.float32])
 
 
+@pytest.mark.parametrize(("name", "options"), [
+    ("resnet5m", {"bottleneck": "yes"}), ("wide_resnet28_10", {"width": True}),
+    ("resnet18", {"stem_width": "64"}), ("pnasnet_a", {"cell": 3})])
+def test_an_option_of_another_kind_is_refused(name, options):
+    (key, value), = options.items()
+    with pytest.raises(UserError, match=f"config.model.{key} = {value!r}: must be of the kind of"):
+        models.create(name, **options)
+
+
+
 def test_one_trace_per_shape():
     model = models.create("cnn3", **SMALL["cnn3"], dropout=0.5)
     images = jnp.zeros((2, 32, 32, 3))

@@ -246,7 +246,6 @@ def test_the_docstring_says_the_sizes_and_the_cost():
     ("shake_shake26_2x32d", {"width": 32.0}, "width is 32.0: give an integer"),
     ("wide_resnet28_10", {"width": 3.3}, "width is 3.3: give a number above 0 by which 16"),
     ("wide_resnet28_10", {"width": 0}, "width is 0: give a number above 0"),
-    ("wide_resnet28_10", {"width": True}, "width is True: give a number above 0"),
     ("wide_resnet28_10", {"width": 1, "se_reduction": 32}, "channels // se_reduction is 0"),
     ("wide_resnet28_10", {"se_reduction": -1}, "se_reduction is -1"),
     ("wide_resnet28_10", {"stochastic_depth": 1.0}, "stochastic_depth is 1.0: give a number"),
