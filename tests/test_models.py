@@ -124,7 +124,6 @@ def test_an_option_of_another_kind_is_refused(name, options):
         models.create(name, **options)
 
 
-
 def test_one_trace_per_shape():
     model = models.create("cnn3", **SMALL["cnn3"], dropout=0.5)
     images = jnp.zeros((2, 32, 32, 3))
