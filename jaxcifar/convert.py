@@ -232,7 +232,9 @@ def _config(path, words):
         values(argv)
     except flags.Error as error:
         raise UserError(str(error).splitlines()[0]) from error
-    return values["config"].value
+    config = values["config"].value
+    config.lock()
+    return config
 
 
 if __name__ == "__main__":
