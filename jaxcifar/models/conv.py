@@ -116,10 +116,11 @@ def filter_gradient(x, dy, kernel_size, stride, padding):
         return gradient(x, dy)  # there are no copies, or thin ones
     copied, other = (dy, x) if split else (x, dy)
     image = (kernel_size[1] * copied.shape[-1] + other.shape[-1]) * math.prod(dy.shape[1:3])
-    return _sum_over_chunks(gradient, x, dy, _CACHED_BYTES // (4 * image))
+    zeros = jnp.zeros((*kernel_size, x.shape[-1], dy.shape[-1]), jnp.float32)
+    return _sum_over_chunks(gradient, zeros, x, dy, _CACHED_BYTES // (4 * image))
 
 
-def _sum_over_chunks(function, x, dy, size):
+def _sum_over_chunks(function, zeros, x, dy, size):
     """Return function(x, dy), a sum over images, from chunks of `size` images or somewhat fewer.
 
     At least two chunks, all of them in a loop: XLA:CPU would compute dy, a sum over all later layers
@@ -127,9 +128,7 @@ def _sum_over_chunks(function, x, dy, size):
     """
     size = next(n for n in range(max(1, min(size, len(x) // 2)), 0, -1) if len(x) % n == 0)
     x, dy = (a.reshape(-1, size, *a.shape[1:]) for a in (x, dy))
-    shape = jax.eval_shape(function, x[0], dy[0])
-    return lax.scan(lambda total, chunk: (total + function(*chunk), None),
-                    jnp.zeros(shape.shape, shape.dtype), (x, dy))[0]
+    return lax.scan(lambda total, chunk: (total + function(*chunk), None), zeros, (x, dy))[0]
 
 
 def _split_shifts(x, dy, kernel_size, padding):

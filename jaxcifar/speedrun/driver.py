@@ -69,10 +69,10 @@ def run(config, runs, *, name, out="", rival=False, rival_compile="auto", stream
         with watch.section("warm-up"):
             trainer.evaluate(trainer.train(runs, train), test)
     say(_header(name, prepared, trainer, watch.sections))
-    rows = []
+    content = _content(name, config, prepared, watch.sections)
     for seed in range(runs):
-        rows.append(_one(trainer, seed, train, test, say))
-        content = _content(name, config, prepared, rows, watch.sections)
+        content["runs"].append(_one(trainer, seed, train, test, say))
+        content.update(_statistics(content["runs"]))
         path = _write(content, out)  # after each run, so that what ends the process loses one
     say(_summary(content))
     if rival:
@@ -157,11 +157,12 @@ def _statistics(rows):
     return {key: seeds.statistics([row[key] for row in rows]) for key in _MEASURED}
 
 
-def _content(name, config, prepared, rows, sections):
+def _content(name, config, prepared, sections):
+    """Return what the result file says but for the runs and their statistics, which come one by one."""
     return {
         "name": name, "config_hash": config_lib.config_hash(config), "steps": prepared.total_steps,
-        **_statistics(rows),
-        "apart_seconds": sections, "timing": TIMING, "environment": environment(), "runs": rows,
+        **dict.fromkeys(_MEASURED),  # here in the file, filled by `_statistics`
+        "apart_seconds": sections, "timing": TIMING, "environment": environment(), "runs": [],
         "config": config_lib.to_dict(config)}
 
 
