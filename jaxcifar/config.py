@@ -20,6 +20,7 @@ RUNTIME_FIELDS = (
     "cache_features",
     "data_dir",
     "compilation_cache",
+    "cuda_graphs",
     "eval_batch_size",
     "num_devices",
     "parallel",
@@ -85,6 +86,7 @@ _CHOICES = {
     "selection": ("last", "best_val_loss", "best_val_accuracy", "best_test_accuracy"),
     "bn_sync": ("global", "replica"),
     "frozen_batch_norm": ("batch", "running"),
+    "cuda_graphs": ("default", "step", "call", "off"),
     "parallel": ("auto", "jit", "pmap", "shard_map"),
 }
 
@@ -193,6 +195,9 @@ def default():
     # Steps in one compiled call: "auto", "epoch" or a number ("16"). On CPU, "epoch" is a rolled loop,
     # in which XLA runs convolutions 25-55 times slower.
     c.steps_per_call = "auto"
+    # What XLA launches as one CUDA graph: the kernels between two convolutions ("default"), a whole
+    # training "step", a whole compiled "call" (see steps_per_call), or nothing ("off")
+    c.cuda_graphs = "default"
     c.deterministic = False  # bit-equal runs on GPU too (slower there; CPU always is)
     c.eval_batch_size = 1000  # over all devices
 

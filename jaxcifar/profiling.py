@@ -12,7 +12,6 @@ import collections
 import copy
 import dataclasses
 import math
-import os
 import pathlib
 import shutil
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcifar import features, host, logs, parallel, run_folder, splits, trace, train
+from jaxcifar import features, logs, parallel, run_folder, splits, trace, train
 from jaxcifar.errors import UserError
 from jaxcifar.programs import Programs
 from jaxcifar.state import create_state
@@ -31,7 +30,6 @@ _ROWS = 10
 _WARM_UP = 2  # calls before anything is timed
 _FEWEST_CALLS = 2  # so that the time between calls is seen
 _CALL = "profiled call"
-_NO_GRAPHS = "--xla_gpu_enable_command_buffer="
 
 
 @dataclasses.dataclass
@@ -83,8 +81,8 @@ def run(config, workdir, num_steps, stream=None):
     if num_steps < 1:
         raise UserError(f"--profile_steps={num_steps}: give a number of steps from 1 up")
     train.check(config)
-    if not host.runs_on_cpu():  # the trace of a CUDA graph does not say which kernel is whose
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_NO_GRAPHS}".strip()
+    config = config.copy_and_resolve_references()
+    config.cuda_graphs = "off"  # the trace of a CUDA graph does not say which kernel is whose
     train.configure_jax(config)
 
     def say(text):

@@ -19,6 +19,9 @@ from jaxcifar.run import Run
 from jaxcifar.state import NO_STEP, empty_sums
 from jaxcifar.task import create_task
 
+# config.cuda_graphs: kinds of commands for graphs, beside those that XLA takes by itself ("+")
+_GRAPHS = {"step": "+CONVOLUTION", "call": "+CONVOLUTION,+WHILE", "off": ""}
+
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
@@ -150,10 +153,14 @@ def non_finite(run, what):
 
 
 def configure_jax(config):
-    """Set what JAX reads before it starts: determinism, precision, host memory, compilation cache."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if config.deterministic and "xla_gpu_deterministic_ops" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    """Set what JAX reads before it starts: XLA's flags, precision, host memory, compilation cache."""
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    if config.deterministic and not any("xla_gpu_deterministic_ops" in flag for flag in flags):
+        flags.append("--xla_gpu_deterministic_ops=true")
+    graphs = f"--xla_gpu_enable_command_buffer={_GRAPHS.get(config.cuda_graphs)}"
+    if config.cuda_graphs != "default" and graphs not in flags:
+        flags.append(graphs)
+    os.environ["XLA_FLAGS"] = " ".join(flags)
     host.configure()
     jax.config.update("jax_default_matmul_precision",
                       None if config.precision == "default" else config.precision)

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcifar import host
+from jaxcifar import config as config_lib
+from jaxcifar import host, train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROBE = """
@@ -119,3 +120,24 @@ def test_installed_plugins_decide_where_no_platform_is_asked_for(monkeypatch, pl
 def test_nothing_is_done_to_malloc_where_the_library_is_not_glibc(monkeypatch):
     monkeypatch.setattr(host.sys, "platform", "darwin")
     assert host._glibc() is None
+
+
+@pytest.mark.parametrize("graphs,flag", [
+    ("default", None),
+    ("step", "--xla_gpu_enable_command_buffer=+CONVOLUTION"),
+    ("call", "--xla_gpu_enable_command_buffer=+CONVOLUTION,+WHILE"),
+    ("off", "--xla_gpu_enable_command_buffer="),
+])
+def test_xla_is_told_once_what_to_launch_as_a_cuda_graph_and_knows_it(graphs, flag, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--a=1")
+    monkeypatch.setattr(host, "configure", lambda: False)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    config = config_lib.default()
+    config.cuda_graphs = graphs
+    for _ in range(2):
+        train.configure_jax(config)
+    assert os.environ["XLA_FLAGS"] == " ".join(["--a=1"] + [flag] * (flag is not None))
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag or ""}
+    started = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=environment,
+                             capture_output=True, text=True, timeout=300, check=False)
+    assert started.returncode == 0, started.stderr  # XLA ends the process for flags it does not know

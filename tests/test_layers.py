@@ -66,8 +66,10 @@ def padding_mask(padded=4):
     return jnp.asarray([1.0] * (N - padded) + [0.0] * padded)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("mask", [None, padding_mask()], ids=["whole", "padded"])
-def test_batch_norm_gradient_equals_autodiff_of_the_definition(mask):
+def test_batch_norm_gradient_equals_autodiff_of_the_definition(mask, backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     variables, x = norm_variables(), maps()
     weights = np.random.default_rng(2).normal(size=x.shape).astype(np.float32)
     scale, bias = variables["params"]["scale"], variables["params"]["bias"]

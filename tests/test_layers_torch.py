@@ -137,6 +137,11 @@ def test_max_pool(kernel, stride, padding, ties):
             lambda x: F.max_pool2d(x, kernel, stride, padding), x)
 
 
+def test_max_pool_of_windows_of_more_than_256_entries():
+    x = draw(1, 34, 34, 2)
+    compare(lambda x: layers.max_pool(x, 17), lambda x: F.max_pool2d(x, 17), x)
+
+
 def test_max_pool_passes_nan_on():
     x = draw(1, 4, 4, 1)
     x[0, 1, 0, 0] = x[0, 2, 2, 0] = x[0, 2, 3, 0] = np.nan

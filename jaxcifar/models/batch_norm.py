@@ -12,6 +12,19 @@ def _total(values, axis_name):
     return values if axis_name is None else lax.psum(values, axis_name)
 
 
+def _sums(a, b):
+    """Return the sums of a and b, [..., C], over every axis but the last.
+
+    As one reduction on accelerators, where XLA makes two kernels of it, and three of two sums; on
+    CPU, XLA's code for two sums is the quicker.
+    """
+    axes = tuple(range(a.ndim - 1))
+    if jax.default_backend() == "cpu":
+        return jnp.sum(a, axes), jnp.sum(b, axes)
+    return lax.reduce((a, b), (jnp.float32(0), jnp.float32(0)),
+                      lambda total, entry: (total[0] + entry[0], total[1] + entry[1]), axes)
+
+
 def _per_example(mask, x):
     return mask.astype(jnp.float32).reshape((-1,) + (1,) * (x.ndim - 1))
 
@@ -25,7 +38,7 @@ def _statistics(x, mask, shift, axis_name):
     axes = tuple(range(x.ndim - 1))
     d = x.astype(jnp.float32) - shift
     if mask is None:
-        sums = (jnp.sum(d, axes), jnp.sum(d * d, axes))
+        sums = _sums(d, d * d)
         count = jnp.float32(x.size // x.shape[-1])
         if axis_name is not None:
             count = count * lax.psum(1, axis_name)
@@ -67,8 +80,8 @@ def _backward(eps, axis_name, residuals, cotangents):
     axes = tuple(range(x.ndim - 1))
     dy = cotangents[0].astype(jnp.float32)
     centred = x.astype(jnp.float32) - mean
-    dbias = jnp.sum(dy, axes)
-    dscale = jnp.sum(dy * centred, axes) * inverse
+    dbias, dscale = _sums(dy, dy * centred)
+    dscale = dscale * inverse
     total_bias, total_scale = _total((dbias, dscale), axis_name)
     divisor = jnp.maximum(count, 1.0)
     through = total_bias / divisor + centred * (total_scale * inverse / divisor)

@@ -48,7 +48,7 @@ def max_pool(x, kernel, stride=None, padding=0):
     stride = kernel if stride is None else _pair(stride)
     padded = _pad(x, padding, -jnp.inf)
     if kernel == stride:
-        return _max_of_tiles(padded, kernel)
+        return _max_of_tiles(padded, kernel, padded.shape)
     columns = _first_maximum(_windows(padded, (1, kernel[1]), (1, stride[1])))
     return _first_maximum(_windows(columns, (kernel[0], 1), (stride[0], 1)))
 
@@ -72,32 +72,42 @@ def avg_pool(x, kernel, stride=None, padding=0):
     if kernel == stride:
         total = _sum_of_tiles(padded, kernel, padded.shape)
     else:
-        rows = sum(_windows(padded, (kernel[0], 1), (stride[0], 1)))
-        total = sum(_windows(rows, (1, kernel[1]), (1, stride[1])))
+        total = _sum_of_windows(padded, kernel, stride)
     return (total / (kernel[0] * kernel[1])).astype(x.dtype)
+
+
+def _sum_of_windows(x, kernel, stride):
+    rows = sum(_windows(x, (kernel[0], 1), (stride[0], 1)))
+    return sum(_windows(rows, (1, kernel[1]), (1, stride[1])))
 
 
 # Windows that do not overlap: in one pass, the gradient of every entry is its window's or zero.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _max_of_tiles(x, kernel):
-    return _first_maximum(_windows(x, kernel, kernel))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _max_of_tiles(x, kernel, shape):
+    """Return the maximum of each window of x, which has this shape; kept for the gradient: its place."""
+    return _max_forward(x, kernel, shape)[0]
 
 
-def _max_forward(x, kernel):
-    return _max_of_tiles(x, kernel), x
+def _places(kernel):
+    count = math.prod(kernel)
+    return np.arange(count, dtype=np.min_scalar_type(count - 1))  # one byte, mostly
 
 
-def _max_backward(kernel, x, dy):
-    (best, *entries), winner = _windows(x, kernel, kernel), 0
-    for i, entry in enumerate(entries, start=1):
+def _max_forward(x, kernel, shape):
+    (best, *entries), places = _windows(x, kernel, kernel), _places(kernel)
+    winner = jnp.full(best.shape, places[0])
+    for place, entry in zip(places[1:], entries, strict=True):
         wins = _wins(entry, best)
-        winner, best = jnp.where(wins, i, winner), jnp.where(wins, entry, best)
-    place = np.arange(math.prod(kernel)).reshape(kernel[0], 1, kernel[1], 1)
-    winner = jnp.broadcast_to(winner, dy.shape)[:, :, None, :, None]
-    dx = jnp.where(winner == place, dy[:, :, None, :, None], 0)
-    return (_from_tiles(dx, x.shape),)
+        winner, best = jnp.where(wins, place, winner), jnp.where(wins, entry, best)
+    return best, winner
+
+
+def _max_backward(kernel, shape, winner, dy):
+    places = _places(kernel).reshape(kernel[0], 1, kernel[1], 1)
+    dx = jnp.where(winner[:, :, None, :, None] == places, dy[:, :, None, :, None], 0)
+    return (_from_tiles(dx, shape),)
 
 
 _max_of_tiles.defvjp(_max_forward, _max_backward)
@@ -106,8 +116,7 @@ _max_of_tiles.defvjp(_max_forward, _max_backward)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _sum_of_tiles(x, kernel, shape):
     """Return the sum of each window of x, which has this shape: the gradient needs no more of it."""
-    rows = sum(_windows(x, (kernel[0], 1), (kernel[0], 1)))
-    return sum(_windows(rows, (1, kernel[1]), (1, kernel[1])))
+    return _sum_of_windows(x, kernel, kernel)
 
 
 def _sum_forward(x, kernel, shape):
@@ -124,10 +133,15 @@ _sum_of_tiles.defvjp(_sum_forward, _sum_backward)
 
 
 def _from_tiles(tiles, shape):
-    """Return [N, H, W, C] of [N, H', kh, W', kw, C]; zeros in rows and columns that no window has."""
+    """Return [N, H, W, C] of [N, H', kh, W', kw, C]; zeros in rows and columns that no window has.
+
+    XLA would let one of two convolutions that read the result add such zeros itself, and compute the
+    rest for each of them.
+    """
     n, h, kh, w, kw, c = tiles.shape
     edges = [(0, 0), (0, shape[1] - h * kh), (0, shape[2] - w * kw), (0, 0)]
-    return jnp.pad(tiles.reshape(n, h * kh, w * kw, c), edges)
+    x = jnp.pad(tiles.reshape(n, h * kh, w * kw, c), edges)
+    return lax.optimization_barrier(x) if x.size > tiles.size else x
 
 
 def global_avg_pool(x):
