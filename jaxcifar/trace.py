@@ -23,7 +23,7 @@ _COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _FUSED = re.compile(r" fusion\(.*calls=%?([\w.\-]+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _NOT_A_PLACE = re.compile(r"\w+\(.*\)|body|cond|while|closed_call|branch_\d+_fun|checkpoint"
-                          r"|rematted_computation|shard_map")
+                          r"|rematted_computation|shard_map|eval_jaxpr")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ FLOORS = {
     "inference": 4, "predict": 4, "evaluate": 4,
     "search_space": 1, "study": 4, "tune": 4,
     "muon": 1, "speedrun": 4,
-    "trace": 3, "profiling": 4,
+    "trace": 3, "profiling": 4, "gpu_program": 4,
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

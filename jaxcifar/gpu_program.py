@@ -1,0 +1,176 @@
+"""Compile a configuration's training for a GPU that is not there, and count the kernels of a step.
+
+    pip install --no-deps jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION  # jax.__version__
+    pip install "nvidia-cuda-nvcc>=13,<14" "nvidia-nvvm>=13,<14"
+    python -m jaxcifar.gpu_program --config=configs/resnet5m.py --config.dtype=bfloat16
+
+The GPU is an NVIDIA H200; neither one nor a driver, cuDNN or data are needed. Bytes are those of a
+kernel's arguments and results: each counts whole, even a data set of which one batch is read. How
+long a kernel takes, and by which algorithm, only a GPU can say (`jaxcifar.main --profile`).
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import os
+import re
+import sys
+
+import jax
+import numpy as np
+from absl import app, flags
+from jax.experimental import topologies
+
+from jaxcifar import config as config_lib
+from jaxcifar import epoch, logs, trace
+from jaxcifar import main as main_lib
+from jaxcifar.data import specs
+from jaxcifar.errors import UserError
+from jaxcifar.state import create_state
+from jaxcifar.task import create_task
+
+_OUT = flags.DEFINE_string("out", "", "File for the optimised HLO; none is written without.")
+_SHOWN = 10
+# XLA measures no kernels, so that what it chooses is the same every time.
+_REPEATABLE = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+# XLA's GpuTargetConfigProto, of NVIDIA's figures
+_H200 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  memory_bandwidth: 4800000000000 l2_cache_size: 62914560 clock_rate_ghz: 1.98
+  device_memory_size: 151000000000 cuda_compute_capability { major: 9 }
+  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0"
+}
+platform_name: "CUDA" device_description_str: "NVIDIA H200" dnn_version_info { major: 9 minor: 12 }
+"""
+_BYTES = {"pred": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4,
+          "u32": 4, "f64": 8, "s64": 8, "u64": 8}  # s8 is left out: the working memory of cuBLAS
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(([^)]*)\)(.*)")
+_LOOP_BODY = re.compile(r" while\(.*body=%?([\w.\-]+)")
+_NO_KERNEL = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """What the GPU is given to do at once: HLO name, its place in the program, bytes moved."""
+
+    name: str
+    op_name: str
+    num_bytes: int
+    is_convolution: bool
+
+    @property
+    def part(self):
+        """The part of a training step that it belongs to."""
+        for name in ("augment", "optimizer"):
+            if name in self.op_name.split("/"):
+                return name
+        return trace.phase(self.op_name)
+
+
+def configure():
+    """Set up JAX, before it starts, to compile without a GPU."""
+    jax.config.update("jax_platforms", "cpu")
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_REPEATABLE}".strip()
+
+
+def compiled(config):
+    """Compile a call of an epoch's full batches for one H200; return jax.stages.Compiled.
+
+    Raises UserError where JAX's CUDA plugin is missing.
+    """
+    spec = specs.SPECS[config.dataset]
+    num_train = spec.count("train") - config.val_size
+    try:
+        device = topologies.get_topology_desc(
+            platform="cuda", target_config=_H200, topology="1x1x1").devices[0]
+    except NotImplementedError as error:
+        raise UserError("JAX's CUDA plugin is not installed: see the head of "
+                        f"{os.path.relpath(__file__)}") from error
+    task = create_task(config, num_train, spec.num_classes)
+    arguments = (create_state(task, config.seed).on_device(),
+                 {"images": np.empty((num_train, *specs.IMAGE_SHAPE), np.uint8),
+                  "labels": np.empty(num_train, np.int32)}, np.empty(num_train, np.int32))
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    arguments = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
+    steps = functools.partial(epoch.train_steps, task, max(task.full_steps, 1), config.batch_size,
+                              False, axis_name=None, num_devices=1)
+    cpu, jax.default_backend = jax.default_backend, lambda: "gpu"  # by which our forms are chosen
+    try:
+        return jax.jit(steps, donate_argnums=(0,)).lower(*arguments).compile()
+    finally:
+        jax.default_backend = cpu
+
+
+def kernels(text):
+    """Return the Kernels of one step: of the longest loop body of optimised HLO, or of all of it."""
+    places, bodies, lists, name = trace.instructions(text)[0], set(), {}, ""
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            name = match[1]
+            lists[name] = []
+        elif match := _INSTRUCTION.match(line):
+            lists[name].append(match.groups())
+            bodies |= set(_LOOP_BODY.findall(line))
+    step = max((lists[body] for body in bodies), key=len, default=None) or lists[name]
+    sizes = {name: _num_bytes(shape) for name, shape, *_ in step}
+    return [Kernel(name, places[name],
+                   sizes[name] + sum(sizes.get(a, 0) for a in re.findall(r"%?([\w.\-]+)", given)),
+                   "__cudnn$conv" in rest)
+            for name, _, kind, given, rest in step if kind not in _NO_KERNEL]
+
+
+def _num_bytes(shape):
+    return sum(_BYTES.get(kind, 0) * math.prod(int(n) for n in sizes.split(",") if n)
+               for kind, sizes in _ARRAY.findall(shape))
+
+
+def table(step):
+    """Return lines: kernels and megabytes of each part of a step, and the kernels that move most."""
+    rows = collections.defaultdict(list)
+    for kernel in step:
+        rows[kernel.part].append(kernel)
+    lines = [f"{'part':12} {'kernels':>8} {'convolutions':>13} {'MB':>8}"]
+    for part, members in [*sorted(rows.items()), ("all", step)]:
+        lines.append(f"{part:12} {len(members):8} {sum(k.is_convolution for k in members):13} "
+                     f"{sum(k.num_bytes for k in members) / 1e6:8.1f}")
+    most = sorted(step, key=lambda kernel: -kernel.num_bytes)[:_SHOWN]
+    return lines + ["", f"{'MB':>8}  kernel"] + [
+        f"{k.num_bytes / 1e6:8.1f}  {k.name[:36]:36}  {trace.place(k.op_name)}" for k in most]
+
+
+def main(argv):
+    """Compile what the flags say and print the table; return the exit code."""
+    del argv
+    config = flags.FLAGS.config
+    try:
+        config_lib.validate(config)
+        configure()
+        watch = logs.Stopwatch()
+        program = compiled(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    text, memory = program.as_text(), program.memory_analysis()
+    print(f"a training step of {config.model.name}, {config.batch_size} images, {config.dtype}, as "
+          f"JAX {jax.__version__} compiles it for an NVIDIA H200 (in {watch.seconds():.0f} s)\n")
+    print("\n".join(table(kernels(text))))
+    print(f"\nmemory: {memory.argument_size_in_bytes / 1e6:.0f} MB of data and state, "
+          f"{memory.temp_size_in_bytes / 1e6:.0f} MB of temporaries")
+    if _OUT.value:
+        with open(_OUT.value, "w", encoding="utf-8") as file:
+            file.write(text)
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=main_lib.parse)
