@@ -5,8 +5,9 @@
     python -m jaxcifar.gpu_program --config=configs/resnet5m.py --config.dtype=bfloat16
 
 The GPU is an NVIDIA H200; neither one nor a driver, cuDNN or data are needed. Bytes are those of a
-kernel's arguments and results: each counts whole, even a data set of which one batch is read. How
-long a kernel takes, and by which algorithm, only a GPU can say (`jaxcifar.main --profile`).
+kernel's arguments and results: each counts whole, even a data set of which one batch is read. Of a
+frozen backbone, features are not kept here: the step is the whole network's. How long a kernel
+takes, and by which algorithm, only a GPU can say (`jaxcifar.main --profile`).
 """
 
 import collections
@@ -22,8 +23,7 @@ import numpy as np
 from absl import app, flags
 from jax.experimental import topologies
 
-from jaxcifar import config as config_lib
-from jaxcifar import epoch, logs, trace
+from jaxcifar import epoch, logs, trace, train
 from jaxcifar import main as main_lib
 from jaxcifar.data import specs
 from jaxcifar.errors import UserError
@@ -153,7 +153,7 @@ def main(argv):
     del argv
     config = flags.FLAGS.config
     try:
-        config_lib.validate(config)
+        train.check(config)
         configure()
         watch = logs.Stopwatch()
         program = compiled(config)
