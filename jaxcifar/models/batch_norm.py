@@ -77,7 +77,6 @@ def _forward(x, mask, shift, scale, bias, eps, axis_name):
 
 def _backward(eps, axis_name, residuals, cotangents):
     x, mask, scale, mean, inverse, count = residuals
-    axes = tuple(range(x.ndim - 1))
     dy = cotangents[0].astype(jnp.float32)
     centred = x.astype(jnp.float32) - mean
     dbias, dscale = _sums(dy, dy * centred)
