@@ -1,13 +1,14 @@
 """Compile a configuration's training for a GPU that is not there, and count the kernels of a step.
 
-    pip install --no-deps jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION  # jax.__version__
-    pip install "nvidia-cuda-nvcc>=13,<14" "nvidia-nvvm>=13,<14"
+    pip install --no-deps jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION  # as jax; 142 MB
     python -m jaxcifar.gpu_program --config=configs/resnet5m.py --config.dtype=bfloat16
 
-The GPU is an NVIDIA H200; neither one nor a driver, cuDNN or data are needed. Bytes are those of a
-kernel's arguments and results: each counts whole, even a data set of which one batch is read. Of a
-frozen backbone, features are not kept here: the step is the whole network's. How long a kernel
-takes, and by which algorithm, only a GPU can say (`jaxcifar.main --profile`).
+The GPU is an NVIDIA H200; neither one nor a driver, CUDA, cuDNN or data are needed (without a GPU,
+install the plugin in a virtual environment of its own: with it, training takes itself to be on a
+GPU). Bytes are those of a kernel's arguments and results: each counts whole, even a data set of
+which one batch is read. Of a frozen backbone, features are not kept here: the step is the whole
+network's. How long a kernel takes, and by which algorithm, only a GPU can say
+(`jaxcifar.main --profile`).
 """
 
 import collections
