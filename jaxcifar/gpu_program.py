@@ -154,6 +154,7 @@ def main(argv):
     del argv
     config = flags.FLAGS.config
     try:
+        main_lib.refuse_flags_of_a_run("here, where nothing is trained")
         train.check(config)
         configure()
         watch = logs.Stopwatch()

@@ -34,6 +34,9 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Number of processes.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Number of this process, from 0.")
 
+_OF_A_RUN = ("workdir", "seeds", "seeds_together", "profile", "profile_steps", "coordinator",
+             "num_processes", "process_id")
+
 
 class StopOnSignal:
     """Remember SIGTERM or SIGINT, so that the run can save its state; a second one ends it at once."""
@@ -71,6 +74,13 @@ def parse(argv):
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     return rest
+
+
+def refuse_flags_of_a_run(why):
+    """Raise UserError for a given flag that says where and how a run trains; `why` it has no meaning."""
+    for name in _OF_A_RUN:
+        if flags.FLAGS[name].present:
+            raise errors.UserError(f"--{name} has no meaning {why}")
 
 
 def main(argv):

@@ -1,5 +1,10 @@
 """gpu_program: the kernels of a step are counted from a program's text; the plugin's absence is said."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import pytest
 from jax.experimental import topologies
@@ -8,6 +13,7 @@ import tiny
 from jaxcifar import gpu_program
 from jaxcifar.errors import UserError
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 TEXT = """HloModule jit_train_steps, is_scheduled=true
 
 %fused_add (param_0: f32[8,4]) -> f32[8,4] {
@@ -76,3 +82,12 @@ def test_a_missing_plugin_is_said_and_jax_is_as_before(monkeypatch):
     with pytest.raises(UserError, match="CUDA plugin is not installed: see the head of"):
         gpu_program.compiled(tiny.tiny_config())
     assert jax.default_backend is before
+
+
+@pytest.mark.parametrize("module", ["gpu_program", "speedrun"])
+def test_flags_of_a_run_are_refused_where_they_have_no_meaning(module):
+    command = [sys.executable, "-m", f"jaxcifar.{module}", "--config=configs/quickstart.py", "--seeds=0"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
+                          capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --seeds has no meaning ")

@@ -25,7 +25,6 @@ _RIVAL_COMPILE = flags.DEFINE_enum(
     "Mode of the rival's torch.compile; auto: max-autotune as published, on CPU off.")
 for _name in ("config", "list", "traceback"):
     flags.declare_key_flag(_name)
-_OTHERS = ("workdir", "seeds", "seeds_together", "coordinator", "num_processes", "process_id")
 
 
 def main(argv):
@@ -34,10 +33,7 @@ def main(argv):
     del argv
     given = flags.FLAGS
     try:
-        for flag in _OTHERS:
-            if given[flag].present:
-                raise UserError(f"--{flag} has no meaning in a speedrun, which takes --runs, "
-                                "--out and --rival")
+        main_lib.refuse_flags_of_a_run("in a speedrun, which takes --runs, --out and --rival")
         name = pathlib.Path(main_lib.default_workdir(sys.argv)).name
         if _RIVAL_COMPILE.present and not _RIVAL.value:
             raise UserError("--rival_compile needs --rival")
