@@ -131,19 +131,23 @@ class RunLog:
                         epoch_seconds=self._epoch_seconds)
 
     def meanwhile(self, what, function, *args):
-        """Call function(*args), which makes `what`, in a thread of its own; `close` waits for it."""
+        """Call function(*args), which makes `what`, in a thread of its own; see `wait`."""
         pool = concurrent.futures.ThreadPoolExecutor(1)
         self._meanwhile[what] = pool.submit(function, *args)
         pool.shutdown(wait=False)
 
-    def close(self):
-        """Wait for what was begun `meanwhile`, saying what went wrong there; close the event file."""
+    def wait(self):
+        """Wait for what was begun `meanwhile`, and say what went wrong there."""
         for what, future in self._meanwhile.items():
             try:
                 future.result()
             except UserError as error:
                 self.print(f"{what} is missing: {error}")
         self._meanwhile.clear()
+
+    def close(self):
+        """Wait for what was begun `meanwhile`; close the event file."""
+        self.wait()
         if self._events is not None:
             self._events.close()
 

@@ -298,6 +298,7 @@ def measure_result(run, programs, live, state, held_out, arrays, watch):
     if parallel.is_primary():
         result |= run.measured_before(result["steps"])
         run.log.result(result)
+        run.log.wait()  # for samples.png: two threads cannot import matplotlib at the same time
         run_report.write_plots(run.workdir, config, rows, chosen["confusion"], arrays.class_names)
         run.log.print(run_report.closing_line(result, run.workdir))
     return result

@@ -297,3 +297,22 @@ def test_a_picture_drawn_beside_the_training_is_waited_for_and_may_fail(tmp_path
     log.close()
     assert drawn == ["samples"]
     assert out.getvalue() == "other.png is missing: the disk is full\n"
+
+
+def test_plots_are_drawn_after_the_picture(tmp_path, monkeypatch):
+    trained, plotting, order = threading.Event(), threading.Event(), []
+
+    def draw(*args):
+        trained.wait(60)
+        order.append("plots came first" if plotting.wait(2) else "picture")
+
+    def plot(*args):
+        plotting.set()
+        order.append("plots")
+
+    monkeypatch.setattr("jaxcifar.data.load", lambda name, data_dir: tiny.tiny_dataset())
+    monkeypatch.setattr("jaxcifar.report.run.samples", draw)
+    monkeypatch.setattr("jaxcifar.report.run.write_plots", plot)
+    train.fit(tiny.tiny_config(epochs=1), tmp_path, stream=io.StringIO(),
+              after_epoch=lambda row: trained.set())
+    assert order == ["picture", "plots"]
