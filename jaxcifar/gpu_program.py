@@ -52,8 +52,7 @@ platform_name: "CUDA" device_description_str: "NVIDIA H200" dnn_version_info { m
 _BYTES = {"pred": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4,
           "u32": 4, "f64": 8, "s64": 8, "u64": 8}  # s8 is left out: the working memory of cuBLAS
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
-_COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(([^)]*)\)(.*)")
+_RESULT = re.compile(r"(\(.*?\)|\S+) ([\w\-]+)\(([^)]*)\)(.*)")  # shape, kind, arguments, the rest
 _LOOP_BODY = re.compile(r" while\(.*body=%?([\w.\-]+)")
 _NO_KERNEL = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while")
 
@@ -114,15 +113,11 @@ def compiled(config):
 
 def kernels(text):
     """Return the Kernels of one step: of the longest loop body of optimised HLO, or of all of it."""
-    places, bodies, lists, name = trace.instructions(text)[0], set(), {}, ""
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            name = match[1]
-            lists[name] = []
-        elif match := _INSTRUCTION.match(line):
-            lists[name].append(match.groups())
-            bodies |= set(_LOOP_BODY.findall(line))
-    step = max((lists[body] for body in bodies), key=len, default=None) or lists[name]
+    places, bodies, lists = trace.instructions(text)[0], set(), collections.defaultdict(list)
+    for computation, name, result in trace.parsed(text):
+        lists[computation].append((name, *_RESULT.match(result).groups()))
+        bodies |= set(_LOOP_BODY.findall(result))
+    step = max((lists[body] for body in bodies), key=len, default=lists[computation])
     sizes = {name: _num_bytes(shape) for name, shape, *_ in step}
     return [Kernel(name, places[name],
                    sizes[name] + sum(sizes.get(a, 0) for a in re.findall(r"%?([\w.\-]+)", given)),

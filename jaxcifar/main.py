@@ -76,10 +76,13 @@ def parse(argv):
     return rest
 
 
-def refuse_flags_of_a_run(why):
-    """Raise UserError for a given flag that says where and how a run trains; `why` it has no meaning."""
+def refuse_flags_of_a_run(why, but=()):
+    """Raise UserError for a given flag that says where and how a run trains; `why` it has no meaning.
+
+    but: names of the flags that have one.
+    """
     for name in _OF_A_RUN:
-        if flags.FLAGS[name].present:
+        if name not in but and flags.FLAGS[name].present:
             raise errors.UserError(f"--{name} has no meaning {why}")
 
 

@@ -135,25 +135,30 @@ def _host_spans(plane):
     return dict(found)
 
 
+def parsed(text):
+    """Yield (computation, name, what is right of "=") for every instruction of HLO text, in order."""
+    computation = ""
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            computation = match[1]
+        elif match := _INSTRUCTION.match(line):
+            yield computation, *match.groups()
+
+
 def instructions(text):
     """Return ({HLO name: op_name, maybe ""}, names of the loops, branches and calls) of HLO text.
 
     A fusion without an op_name of its own has that of an instruction in it.
     """
-    places, containers, inside, computation = {}, set(), {}, ""
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            computation = match[1]
-        match = _INSTRUCTION.match(line)
-        if not match:
-            continue
-        op_name, fused = _OP_NAME.search(match[2]), _FUSED.search(match[2])
+    places, containers, inside = {}, set(), {}
+    for computation, name, rest in parsed(text):
+        op_name, fused = _OP_NAME.search(rest), _FUSED.search(rest)
         place = op_name[1] if op_name else inside.get(fused[1], "") if fused else ""
-        places[match[1]] = place
+        places[name] = place
         if place:
             inside[computation] = place  # of the last one, nearest to the result
-        if _CONTAINER.search(match[2]):
-            containers.add(match[1])
+        if _CONTAINER.search(rest):
+            containers.add(name)
     return places, containers
 
 

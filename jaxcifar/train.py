@@ -157,9 +157,9 @@ def configure_jax(config):
     flags = os.environ.get("XLA_FLAGS", "").split()
     if config.deterministic and not any("xla_gpu_deterministic_ops" in flag for flag in flags):
         flags.append("--xla_gpu_deterministic_ops=true")
-    graphs = f"--xla_gpu_enable_command_buffer={_GRAPHS.get(config.cuda_graphs)}"
-    if config.cuda_graphs != "default" and graphs not in flags:
-        flags.append(graphs)
+    if config.cuda_graphs in _GRAPHS:
+        graphs = f"--xla_gpu_enable_command_buffer={_GRAPHS[config.cuda_graphs]}"
+        flags += [graphs] if graphs not in flags else []
     os.environ["XLA_FLAGS"] = " ".join(flags)
     host.configure()
     jax.config.update("jax_default_matmul_precision",

@@ -283,10 +283,8 @@ def main(argv):
     del argv
     given = flags.FLAGS
     try:
-        for flag in ("seeds", "seeds_together", "coordinator", "num_processes", "process_id"):
-            if given[flag].present:
-                raise UserError(f"--{flag} has no meaning in a search; several processes and "
-                                "machines take part by the same command (see --storage)")
+        main_lib.refuse_flags_of_a_run(
+            "in a search, which processes and machines share by --storage", but=("workdir",))
         search = with_trial_fields(load_search(main_lib.config_argument(sys.argv)), _TRIAL.value)
         if _SPACE.value:
             search.check(given.config)

@@ -84,10 +84,11 @@ def test_a_missing_plugin_is_said_and_jax_is_as_before(monkeypatch):
     assert jax.default_backend is before
 
 
-@pytest.mark.parametrize("module", ["gpu_program", "speedrun"])
-def test_flags_of_a_run_are_refused_where_they_have_no_meaning(module):
-    command = [sys.executable, "-m", f"jaxcifar.{module}", "--config=configs/quickstart.py", "--seeds=0"]
+@pytest.mark.parametrize("module, flag", [
+    ("gpu_program", "workdir"), ("speedrun", "seeds"), ("tune", "profile")])
+def test_flags_of_a_run_are_refused_where_they_have_no_meaning(module, flag):
+    command = [sys.executable, "-m", f"jaxcifar.{module}", "--config=configs/quickstart.py", f"--{flag}=1"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
                           capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --seeds has no meaning ")
+    assert done.stderr.startswith(f"error: --{flag} has no meaning ")
