@@ -215,6 +215,24 @@ def test_dropout_rate_scale_and_shape(layer, free):
     np.testing.assert_array_equal(layer.apply({}, x, False), x)
 
 
+def test_dropout_of_channels_is_the_same_whatever_form_the_backend_takes(monkeypatch):
+    """Also under vmap, as seeds that train together take it, and in the gradient."""
+    def values_and_gradient(x, key):
+        def drop(x):
+            return layers.Dropout2d(0.3).apply({}, x, True, rngs={"dropout": key})
+        y, pull = jax.vjp(drop, x)
+        return y, pull(jnp.cos(x))[0]
+
+    x, keys = jax.random.normal(jax.random.key(0), (3, 8, 4, 4, 6)), jax.random.split(jax.random.key(1), 3)
+    found = {}
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda: backend)
+        found[backend] = jax.vmap(values_and_gradient)(x, keys), values_and_gradient(x[1], keys[1])
+    jax.tree.map(np.testing.assert_array_equal, found["cpu"], found["gpu"])
+    together, alone = found["cpu"]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b), together, alone)
+
+
 @pytest.mark.parametrize("devices", [2, 8])
 def test_dropout_does_not_depend_on_the_number_of_devices(devices):
     x = jnp.ones((16, 4, 4, 6))

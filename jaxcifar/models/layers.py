@@ -227,6 +227,9 @@ class Dropout(nn.Module):
         with jax.threefry_partitionable(False):  # every bit of every hash is used: 4 times as fast
             bits = jax.vmap(lambda key: jax.random.bits(key, shape, "uint16"))(keys)
         keep = bits >= min(round(self.rate * 2**16), 2**16 - 1)
+        if self.broadcast_dims and jax.default_backend() == "cpu":
+            # XLA would unpack the bits anew for every value of x, but keeps what is looked up.
+            keep = jnp.array([False, True]).at[keep.astype(jnp.uint8)].get(mode="promise_in_bounds")
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
 
 
