@@ -1,7 +1,7 @@
 """ResNets under 5 million parameters on CIFAR-10 ("Deep Learning Mini Project").
 
     python -m jaxcifar.main --config=configs/resnet5m.py --workdir=runs/resnet5m
-    python -m jaxcifar.main --config=configs/resnet5m.py:model2        (--list names all)
+    python -m jaxcifar.main --config=configs/resnet5m.py:model2        # --list names all
 
 Recipe of the report: 45,000 training and 5,000 validation images, Adam at 1e-3 in batches of 64,
 150 epochs, the rate divided by 10 after 10 epochs without a better validation loss; the epoch with

@@ -1,7 +1,7 @@
 """The most accurate CIFAR-10 network under 5,000,000 parameters, from scratch, on CIFAR-10 alone.
 
     python -m jaxcifar.main --config=configs/resnet5m_best.py --seeds=0-4 --workdir=runs/best
-    python -m jaxcifar.evaluate --workdir=runs/best/seed0 --flip --out=flip.json   (reported apart)
+    python -m jaxcifar.evaluate --workdir=runs/best/seed0 --flip --out=flip.json   # reported apart
 
 Aim: 97.0% test accuracy, mean of 5 seeds at the LAST epoch. Nothing was trained to its end yet.
 Selection, never on the test set: --seeds=0-2 of select/VARIANT, the same run with 5,000 training

@@ -1,4 +1,4 @@
-"""--profile: trace some training steps and one evaluation batch, and say what took the time.
+"""--profile: trace some training steps and two evaluation batches, and say what took the time.
 
     python -m jaxcifar.main --config=configs/quickstart.py --profile --profile_steps=10
 

@@ -1,4 +1,4 @@
-"""Measure jaxcifar beside PyTorch:  python scripts/benchmark.py [--quick]  (--help: the rest)."""
+"""Measure jaxcifar beside PyTorch: python scripts/benchmark.py [--quick]."""
 
 import argparse
 import pathlib
@@ -13,7 +13,7 @@ def main():
     """Parse the flags, measure; return the exit code, None for success."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--quick", action="store_true", help="on CPU a quarter of an hour; smaller, fewer repeats")
+    add("--quick", action="store_true", help="on CPU ten minutes; smaller, fewer repeats")
     add("--work", default="", help="KIND:MODEL[@BATCH],...; kinds: step, epoch, eval, augment")
     add("--contenders", default="", help="of jaxcifar, jaxcifar_bf16, torch_eager, torch_best")
     add("--repeats", type=int, default=0, help="measurements of each, in turns (5; quick: 3)")

@@ -1,14 +1,13 @@
 """Compare our numbers with the published ones: run rows, keep their results, write docs/parity.md.
 
 python scripts/parity.py --rows='architectures/*' --seeds=0,1,2 --budget-minutes=60
-python scripts/parity.py --list                  # every row: seeds measured, cost, minutes expected
+python scripts/parity.py --list --rows='*'       # every row: seeds measured, cost, minutes expected
 python scripts/parity.py --collect=FOLDER        # take the finished runs beneath FOLDER
 python scripts/parity.py --report-only           # docs/parity.md and its figures from results/
 """
 
 import argparse
 import pathlib
-import signal
 import sys
 
 from jaxcifar.errors import UserError
@@ -28,11 +27,9 @@ def main():
     parser.add_argument("--report-only", action="store_true", help="write the page only")
     f, root = parser.parse_args(), pathlib.Path(__file__).resolve().parent.parent
     try:
-        if f.list:
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # head may close the pipe
-            return parity.list_rows(root, rows=f.rows)
-        if f.collect or f.report_only:
-            return parity.collect(root, f.collect) if f.collect else parity.report(root)
+        if f.list or f.collect or f.report_only:
+            return (parity.list_rows(root, rows=f.rows) if f.list else
+                    parity.collect(root, f.collect) if f.collect else parity.report(root))
         return parity.run_rows(root, rows=f.rows, seeds=f.seeds, budget_minutes=f.budget_minutes,
                                jobs=f.jobs, workdir=f.workdir, stop=parity.stop_on_signal())
     except UserError as error:

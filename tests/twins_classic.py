@@ -23,6 +23,10 @@ MODELS = {  # parameters, the twin's constructor
         21279306, lambda **kw: ResNet(PreActBlock, (3, 4, 6, 3), norm=False, **kw)),
     "preact_resnet50": (
         23509066, lambda **kw: ResNet(PreActBottleneck, (3, 4, 6, 3), norm=False, **kw)),
+    "preact_resnet101": (
+        42501194, lambda **kw: ResNet(PreActBottleneck, (3, 4, 23, 3), norm=False, **kw)),
+    "preact_resnet152": (
+        58144842, lambda **kw: ResNet(PreActBottleneck, (3, 8, 36, 3), norm=False, **kw)),
     "senet18": (11260354, lambda **kw: ResNet(SEBlock, (2, 2, 2, 2), **kw)),
     "resnext29_2x64d": (9128778, lambda **kw: ResNeXt(2, 64, **kw)),
     "resnext29_4x64d": (27104586, lambda **kw: ResNeXt(4, 64, **kw)),

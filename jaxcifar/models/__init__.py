@@ -31,6 +31,10 @@ MODELS = {
     "preact_resnet34": ("preact_resnet", "PreActResNet", {"blocks": (3, 4, 6, 3)}),
     "preact_resnet50": ("preact_resnet", "PreActResNet", {
         "blocks": (3, 4, 6, 3), "bottleneck": True}),
+    "preact_resnet101": ("preact_resnet", "PreActResNet", {
+        "blocks": (3, 4, 23, 3), "bottleneck": True}),
+    "preact_resnet152": ("preact_resnet", "PreActResNet", {
+        "blocks": (3, 8, 36, 3), "bottleneck": True}),
     "senet18": ("preact_resnet", "SENet", {}),
     "resnext29_2x64d": ("resnext", "ResNeXt", {}),
     "resnext29_4x64d": ("resnext", "ResNeXt", {"cardinality": 4}),

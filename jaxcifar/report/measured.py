@@ -28,10 +28,14 @@ def accuracies(root):
 
 
 def training_speeds(root):
-    """Return {model: text}, the training step's speed in results/benchmark_*.json, the last by name."""
+    """Return {model: text}, the training step's speed in results/benchmark_*.json.
+
+    Of several files: an accelerator's before the CPU's, then all cores' before some, else the last.
+    """
     speeds = {}
-    for path in sorted(pathlib.Path(root, "results").glob("benchmark_*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
+    contents = [json.loads(path.read_text(encoding="utf-8"))
+                for path in sorted(pathlib.Path(root, "results").glob("benchmark_*.json"))]
+    for content in sorted(contents, key=_weight):
         cores = {0: "", 1: " (1 core)"}.get(content["threads"], f" ({content['threads']} cores)")
         for row in content["rows"]:
             if row["contender"] != "jaxcifar" or row["kind"] != "step" or "error" in row:
@@ -42,3 +46,8 @@ def training_speeds(root):
             speeds[row["model"]] = (f"{row['images_per_second']:,.0f} on {row['environment']['device']}"
                                     f"{cores}{times}")
     return speeds
+
+
+def _weight(content):
+    devices = {row["environment"]["device"] for row in content["rows"] if "environment" in row}
+    return devices != {"cpu"}, not content["threads"]

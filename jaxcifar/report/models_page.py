@@ -76,11 +76,12 @@ def page(measured, speeds):
         "matrix products) are those of `jaxcifar.models.create(name)` at 32x32 and 10 classes.", "",
         "- Published: test accuracy on CIFAR-10 in percent after 200 epochs, from the README of",
         "  kuangliu/pytorch-cifar.",
-        "- Ours: mean test accuracy of the best recipe that [parity.md](parity.md) has measured with this",
-        "  model, its epochs and seeds; on CIFAR-100 where it says so.",
-        "- Training: images per second of a training step with batch 32 or more, and how many times",
-        "  PyTorch's (eager, float32, the same processor, by CPU time) that is, from results/benchmark_*;",
-        "  [performance.md](performance.md) has the machines. Empty: not measured.", "",
+        "- Ours: mean test accuracy of the best recipe measured with the model's options as registered,",
+        "  its epochs and seeds; on CIFAR-100 where it says so. [parity.md](parity.md) has all recipes.",
+        "- Training: images per second of a training step with batch 16 or more, and how many times",
+        "  PyTorch's (eager, float32, the same processor, by CPU time) that is, from results/benchmark_*:",
+        "  a GPU's, else on all cores, else on one. [performance.md](performance.md) has the machines.",
+        "  Empty: not measured.", "",
         "| name | paper | parameters | multiply-adds | published | ours | training |",
         "| --- | --- | ---: | ---: | ---: | --- | --- |"]
     return "\n".join([*lines, *(line(name, measured.get(name, ""), speeds.get(name, ""))

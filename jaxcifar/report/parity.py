@@ -66,7 +66,7 @@ def list_rows(root, *, rows, say=print):
         also = f" (also {', '.join(recipe.aliases)})" if recipe.aliases else ""
         lines.append(f"{recipe.name:<52} {','.join(have) or '-':<9} {work:>13.2e} {minutes:>8}  "
                      f"{metrics}{also}")
-    say("\n".join(lines))
+    say("\n".join(lines))  # at once: head may close the pipe
     return 0
 
 

@@ -44,9 +44,10 @@ per row: every seed's values and curves, configuration hash, commit, versions, d
   measured there.
 - **recounted**: of the network that is built here, where the report's count is rounded or fits
   nothing. **Needs ImageNet weights**: torchvision's, which this repository does not contain.
-  With a network the row's command fetches them; without one, put the files that it names from
-  https://download.pytorch.org/models/ into `~/.cache/torch/hub/checkpoints` first. These rows are
-  `cifar100/finetune*` and `architectures/finetune/*`:
+  With a network the row's command fetches them (reading them takes PyTorch); without one, put the
+  files that it names from https://download.pytorch.org/models/ into
+  `~/.cache/torch/hub/checkpoints` first. These rows are `cifar100/finetune*` and
+  `architectures/finetune/*`:
   `python scripts/parity.py --rows='cifar100/finetune*,architectures/finetune/*'`.
 - The configuration hash in `results/` is that of seed 0. A result whose configuration has changed
   since is **stale**, and a test fails.

@@ -103,7 +103,7 @@ def select(known, patterns):
             names = [n for recipe in known.values() for n in (recipe.name, *recipe.aliases)]
             close = difflib.get_close_matches(pattern, names, n=1, cutoff=0.5)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise UserError(f"no row matches {pattern!r}{hint}; --list prints the rows")
+            raise UserError(f"no row matches {pattern!r}{hint}; --list --rows='*' prints the rows")
         chosen |= found
     return [recipe for name, recipe in known.items() if name in chosen]
 
