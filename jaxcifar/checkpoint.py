@@ -40,7 +40,7 @@ class Checkpoints:
         read_only: change nothing, since the run may be going on. Raises UserError when the folder
         cannot be written.
         """
-        self._read_only = read_only
+        self._read_only, self._epochs = read_only, {}  # of the checkpoints read or written here
         self._folder = pathlib.Path(workdir).resolve() / "checkpoints"
         self._policy = KeepLatestAndBest()
         single = ocp.options.MultiprocessingOptions(
@@ -62,18 +62,22 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state, best_step):
-        """Write a state in the background.
+        """Write a state in the background, unless one of its step and epoch is there.
 
         Args:
           state: TrainState of numpy arrays; its step names the checkpoint.
           best_step: step of the checkpoint to keep besides the newest, or None.
         """
         self._policy.best_step = best_step
-        step = int(state.step)
-        if step in self._manager.all_steps():
+        step, epoch = int(state.step), int(state.epoch)
+        there = step in self._manager.all_steps()
+        if there and self._epochs.get(step, epoch) == epoch:
             return
+        self._epochs[step] = epoch
         tree = _leaves(state)
         with run_folder.writing(self._folder):
+            if there:  # saved at the epoch's last step, before the epoch was counted
+                self._manager.delete(step)
             self._manager.save(step, args=ocp.args.Composite(
                 state=ocp.args.StandardSave(tree),
                 digest=ocp.args.JsonSave({"crc32": _digest(tree)})))
@@ -109,7 +113,9 @@ class Checkpoints:
         if _digest(restored.state) != restored.digest["crc32"]:
             raise ValueError("its content does not match its checksum")
         leaves = [restored.state[key] for key in tree]
-        return jax.tree.unflatten(jax.tree.structure(template), leaves)
+        state = jax.tree.unflatten(jax.tree.structure(template), leaves)
+        self._epochs[step] = int(state.epoch)
+        return state
 
     def wait(self):
         """Return when everything is on the disk; UserError when it cannot be written."""

@@ -252,6 +252,9 @@ def validate(config):
     for field in ("seed", "split_seed", "val_size", "num_devices", "max_params", "max_grad_norm",
                   "max_grad_value"):
         _require(config[field] >= 0, field, config[field], "0 or more")
+    for field in ("min_epochs", "window"):
+        _require(config.early_stopping[field] >= 0, f"early_stopping.{field}",
+                 config.early_stopping[field], "0 or more")
     for field in ("seed", "split_seed"):
         _require(config[field] < 2**32, field, config[field], "below 2**32")
     for field in ("mean", "std"):
@@ -265,6 +268,8 @@ def validate(config):
     _require(rate >= 0 and math.isfinite(rate), "optimizer.learning_rate", rate, "0 or more")
     _require(decay >= 0 and math.isfinite(decay), "optimizer.weight_decay", decay, "0 or more")
     _check_measured(config)
+    _require(config.num_devices or config.bn_sync == "global", "num_devices", config.num_devices,
+             'given with bn_sync = "replica": the result depends on it')
     _require(config.trainable or config.frozen_batch_norm == "batch", "frozen_batch_norm",
              config.frozen_batch_norm, '"batch" where nothing is frozen (config.trainable = "")')
     steps = config.steps_per_call

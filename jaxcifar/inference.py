@@ -89,6 +89,8 @@ def split_arrays(trained, split):
         raise UserError(f"{trained.workdir} has no validation set (val_size = 0): choose test or "
                         "train")
     arrays = splits.load(trained.config)
+    if split != "test":
+        splits.refuse_other_data(arrays.digest, trained.workdir)
     if split == "train":
         return arrays.train["images"], arrays.train["labels"]
     first, stop = arrays.spans[split]

@@ -125,7 +125,7 @@ def torchvision_file(name):
 
 def _download(address, path):
     """Fetch a file to `path`; it gets its name only when its sha256 is right."""
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # others may fetch it at the same time
     advice = f"fetch {address} on a machine with a network, and put it at {path}"
     print(f"downloading {address} to {path}")
     try:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxcifar import config as config_lib
-from jaxcifar import init_from, logs, parallel, selection
+from jaxcifar import init_from, logs, parallel, run_folder, selection, splits
 from jaxcifar.checkpoint import Checkpoints
 from jaxcifar.errors import UserError
 from jaxcifar.state import create_state
@@ -23,18 +23,19 @@ class Run:
     what it read.
     """
 
-    def __init__(self, task, workdir, stream=None):
+    def __init__(self, task, workdir, stream=None, data_digest=""):
         """Open the folder, and restore the newest checkpoint that it holds.
 
         Args:
-          task: Task. workdir: path. stream: see logs.RunLog.
+          task: Task. workdir: path. stream: see logs.RunLog. data_digest: of the training set, see
+            splits.Arrays; "": not looked at.
 
         Raises:
-          UserError: the folder cannot be written, or it belongs to another configuration (the
-            fields that differ are named), or no checkpoint can be read, or a new run cannot have
-            the weights that config.init_from names.
+          UserError: the folder cannot be written, another process trains there, or it belongs to
+            another configuration (the fields that differ are named) or other data, or no checkpoint
+            can be read, or a new run cannot have the weights that config.init_from names.
         """
-        self._task = task
+        self._task, self._data_digest = task, data_digest
         self.workdir = pathlib.Path(workdir)
         self._template = jax.tree.map(np.asarray, create_state(task, task.config.seed))
         self._checkpoints, restored, error = None, None, None
@@ -62,8 +63,14 @@ class Run:
         if (any(folder.glob("*")) or (self.workdir / "result.json").exists()
                 or rows.exists() and rows.stat().st_size):
             refuse_other_config(self._task.config, self.workdir)
+        run_folder.hold(self.workdir)
         self._checkpoints = Checkpoints(self.workdir)
-        return self._checkpoints.restore_latest(self._template)
+        restored = self._checkpoints.restore_latest(self._template)
+        if restored is not None:
+            splits.refuse_other_data(self._data_digest, self.workdir)
+        elif self._data_digest:
+            splits.write_digest(self._data_digest, self.workdir)
+        return restored
 
     @property
     def last_saved_step(self):
@@ -135,6 +142,7 @@ class Run:
         """Finish writing."""
         if self._checkpoints:
             self._checkpoints.close()
+            run_folder.release(self.workdir)
         self.log.close()
 
     def _step_of(self, epoch):

@@ -1,6 +1,7 @@
 """Write the small files of a run folder so that an interruption never leaves half of one."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -8,6 +9,9 @@ import pathlib
 from collections.abc import Mapping
 
 from jaxcifar.errors import UserError
+
+
+_HELD = {}  # {lock file: open file}, of the run folders that this process trains in
 
 
 @contextlib.contextmanager
@@ -108,3 +112,48 @@ def append_row(workdir, row):
 
 def _line(row):
     return json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def lock(file):
+    """Lock an open file for as long as it is open, here or in a process that got it.
+
+    Returns:
+      False if another holds it. True too where files cannot be locked: Windows, some network drives.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)
+    return True
+
+
+def hold(workdir):
+    """Keep other processes from training in a run folder, until `release` or this process's end.
+
+    Raises UserError if one does, or the folder cannot be written.
+    """
+    release(workdir)
+    path = _lock_of(workdir)
+    with writing(workdir):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    if not lock(file):
+        file.close()
+        raise UserError(f"another process trains in {workdir}: wait until it ends, or choose another "
+                        "--workdir")
+    _HELD[path] = file
+
+
+def release(workdir):
+    """Let others train in a run folder that `hold` took."""
+    file = _HELD.pop(_lock_of(workdir), None)
+    if file:
+        file.close()
+
+
+def _lock_of(workdir):
+    return pathlib.Path(workdir).resolve() / ".lock"

@@ -230,7 +230,7 @@ def fit(shared, seeds, workdir, *, stop=lambda: 0, stream=None):
 def _open(shared, alone, seed, workdir, stream):
     task = dataclasses.replace(shared.task, config=with_seed(shared.task.config, seed))
     stream = Prefixed(sys.stdout if stream is None else stream, f"seed {seed}  ")
-    run = Run(task, pathlib.Path(workdir) / f"seed{seed}", stream)
+    run = Run(task, pathlib.Path(workdir) / f"seed{seed}", stream, shared.arrays.digest)
     return Member(run, alone.for_seed_of(task), run.state,
                   shared.devices.replicate(run.state.on_device()))
 

@@ -68,7 +68,7 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None, cache=None, after_epoch
     devices = parallel.create(config)
     arrays = splits.load(config)
     task = create_task(config, len(arrays.train["labels"]), arrays.num_classes)
-    run = Run(task, workdir, stream)
+    run = Run(task, workdir, stream, arrays.digest)
     announce(run, Programs(task, devices), arrays)
     pictured = task, run.state, arrays, run.workdir
     if not features.obstacle(task):
@@ -198,6 +198,8 @@ def compute_features(run, task, arrays):
 def train_epoch(programs, live, train_data, step_in_epoch, bar, stop):
     """Train to the end of the epoch, or until a loss is not finite or a signal asks to stop.
 
+    A signal that comes with the last step is left to the next epoch: this one is counted first.
+
     Returns:
       (device state, number of the signal or 0).
     """
@@ -212,7 +214,7 @@ def train_epoch(programs, live, train_data, step_in_epoch, bar, stop):
         if (bad_step != NO_STEP).any():
             return live, 0
         bar.update(num_steps, lambda: _bar_metrics(devices.fetch(live.sums)))
-    return live, parallel.agree_on(stop())
+    return live, 0
 
 
 def _bar_metrics(sums):
@@ -230,7 +232,8 @@ def train_row(programs, live, epoch, first_step, lap):
     return {"epoch": epoch, "step": int(step),
             "learning_rate": float(f"{float(task.learning_rate(first)):.7g}"),  # float32's digits
             **finalize(devices.fetch(live.sums), "train"),
-            "images_per_second": images / lap.seconds()}
+            "images_per_second": images / lap.seconds(),
+            **({"resumed_at": first_step} if first_step else {})}  # the time is that of the rest
 
 
 def finish_epoch(programs, live, state, epoch, row):

@@ -214,10 +214,11 @@ def _fit(config, search, folder, trial, cache, stop, say):
         if epoch < config.epochs and trial.should_prune():
             raise _Pruned(f"worse than others after epoch {epoch}")
 
-    values = {}
+    values, rows = {}, []
     with contextlib.suppress(UserError):  # `fit` says what is wrong with the folder
-        for row in run_folder.read_rows(folder):  # of an interrupted trial that goes on here
-            after_epoch(row, lambda text: None)
+        rows = run_folder.read_rows(folder)
+    for row in rows:  # of an interrupted trial that goes on here
+        after_epoch(row, lambda text: None)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "train.log").open("a", encoding="utf-8") as log:
         train.fit(config, folder, stop=stop, stream=log, cache=cache, after_epoch=after_epoch)

@@ -152,6 +152,20 @@ def test_a_device_without_real_examples_keeps_its_running_statistics():
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(out))
 
 
+def test_padding_alone_does_not_grow_from_layer_to_layer():
+    """Divided by the square root of no variance, 1e-5, values would overflow after some layers."""
+    x, ones = jnp.full((4, 2, 2, 8), 3.0), jnp.ones(8)
+
+    def through(x):
+        for _ in range(20):
+            x = batch_norm(x, jnp.zeros(4), 0 * ones, ones, 0 * ones, 1e-5, None)[0]
+        return x
+
+    y, pull = jax.vjp(through, x)
+    assert float(jnp.abs(y).max()) <= 3.0
+    assert bool(jnp.isfinite(pull(jnp.zeros_like(y))[0]).all())
+
+
 def test_batch_norm_keeps_its_digits_far_from_zero_once_the_running_mean_is_near():
     x = maps(offset=3000.0)
     variables = norm_variables()

@@ -196,6 +196,7 @@ def test_an_interrupted_writer_leaves_nothing(run, tmp_path, monkeypatch):
     (["--images={tmp}/nested", "--out={tmp}/o.csv"], r"\(only cat, dog\).*not searched"),
     (["--images={tmp}/w.7z", "--out={tmp}/o.csv"], "neither a folder nor an .npz"),
     (["--images={tmp}/named", "--out={tmp}/o.csv"], "name of cat.png is no number.*=course"),
+    (["--images={tmp}/long", "--out={tmp}/o.csv"], "name of 1700000000000000000.png is no number"),
     (["--images={tmp}/twice", "--out={tmp}/o.csv"], "01.png and 1.png, both image number 1"),
     (["--images={tmp}/large", "--out={tmp}/o.csv"], "1.png: 64x48 pixels, expected 32x32"),
     (["--images={tmp}/f.npy", "--out={tmp}/o.csv"], r"float32 \[2, 32, 32, 3\], expected uint8"),
@@ -212,6 +213,7 @@ def test_mistakes_are_one_line(arguments, message, run, tmp_path):
         (tmp_path / name).mkdir(parents=True)
     image = DATA.test_images[:1]
     write_png(tmp_path / "named", image, ["cat.png"])
+    write_png(tmp_path / "long", image, ["1700000000000000000.png"])
     write_png(tmp_path / "twice", np.repeat(image, 2, axis=0), ["1.png", "01.png"])
     write_png(tmp_path / "large", np.zeros((1, 48, 64, 3), np.uint8))
     (tmp_path / "w.7z").write_bytes(b"7z")

@@ -227,6 +227,17 @@ def test_a_stopped_trial_goes_on_where_it_was(tmp_path):
     assert content["best"]["epochs"] == whole["best"]["epochs"], "epochs before the stop count too"
 
 
+def test_an_objective_that_was_not_finite_before_the_stop_is_not_forgotten(tmp_path):
+    chosen, folder = search(trial={"epochs": 3}), tmp_path / "trials" / "0000"
+    with pytest.raises(train.Interrupted):
+        run(tmp_path, chosen, trials=1, stop=StopAfter(7))
+    rows = run_folder.read_rows(folder)
+    rows[-1][chosen.objective] = None  # as NaN is written
+    run_folder.write_rows(folder, rows)
+    content, _ = run(tmp_path, chosen, trials=1)
+    assert kinds(content)[:2] == ["stopped", "diverged"]
+
+
 def test_what_a_killed_process_left_is_tried_once_more(tmp_path, monkeypatch):
     tried = pretend(monkeypatch)
     declaration = tune.declared(recipe(), search())

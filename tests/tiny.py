@@ -78,5 +78,5 @@ def wait_for(path):
 def rows(workdir):
     """Return metrics.jsonl's rows without what depends on the clock."""
     from jaxcifar import run_folder
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second", "resumed_at")}
             for row in run_folder.read_rows(workdir)]

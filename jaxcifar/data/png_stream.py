@@ -142,14 +142,20 @@ def _some(names):
     return ", ".join(names[:3]) + more
 
 
+def number_of(name):
+    """Return the number that a file's name is, or None where it is none of 18 digits at most."""
+    stem = os.path.splitext(name)[0]
+    return int(stem) if re.fullmatch("[0-9]{1,18}", stem) else None
+
+
 def _numbers(names, path):
     """Return the numbers that the files' names are, or None where one is no number."""
     numbers, seen = [], {}
     for name in names:
-        stem = os.path.splitext(name)[0]
-        if not re.fullmatch("[0-9]{1,18}", stem):
+        number = number_of(name)
+        if number is None:
             return None
-        numbers.append(int(stem))
+        numbers.append(number)
         other = seen.setdefault(numbers[-1], name)
         if other != name:
             raise DataError(f"{path} holds {min(name, other)} and {max(name, other)}, both image "

@@ -45,12 +45,15 @@ def _statistics(x, mask, shift, axis_name):
         first, second = _total(sums, axis_name)
     else:
         weight = _per_example(mask, x)
-        local = (jnp.sum(d * weight, axes), jnp.sum(d * d * weight, axes), jnp.sum(weight))
+        d = jnp.where(weight > 0, d, 0.0)
+        local = (jnp.sum(d, axes), jnp.sum(d * d, axes), jnp.sum(weight))
         first, second, examples = _total(local, axis_name)
         count = examples * (x[0].size // x.shape[-1])
     divisor = jnp.maximum(count, 1.0)
     mean = first / divisor
     var = jnp.maximum(second / divisor - mean * mean, 0.0)
+    if mask is not None:  # a device that has padding only must not blow it up
+        var = jnp.where(count > 0, var, 1.0)
     return mean + shift, var, count
 
 

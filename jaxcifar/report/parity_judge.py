@@ -141,7 +141,7 @@ def value_of(number, record):
     """Return a seed's value of what a published number measures, or None if it was not measured."""
     metric = number.metric.replace("kaggle_", "test_")  # the same 10,000 images
     if metric == "minutes":
-        return record["seconds"] / 60
+        return record["seconds"] and record["seconds"] / 60
     if metric == "seconds_per_epoch":
         return record["seconds_per_epoch"]
     if number.epoch:

@@ -257,10 +257,11 @@ def _runs(results):
               "| --- | --- | --- | ---: | --- | --- | --- |"]
     for name, content in results.items():
         records = content["seeds"].values()
-        minutes = sum(record["seconds"] for record in records) / len(records) / 60
+        seconds = [record["seconds"] for record in records if record["seconds"]]
+        minutes = f"{statistics.mean(seconds) / 60:.1f}" if seconds else ""
         lines.append("| " + " | ".join((
             f"`{name}`", ", ".join(content["seeds"]), _each(r["epochs"] for r in records),
-            f"{minutes:.1f}", _each(map(_device, records)),
+            minutes, _each(map(_device, records)),
             _each(r["versions"]["jax"] for r in records), _each(map(_commit, records)))) + " |")
     return [*lines, ""]
 

@@ -60,8 +60,9 @@ def record(folder):
     """Return (config.json's content, record) of a finished run's folder.
 
     A record has: values, of the selected epoch (test_, val_) and of the last one (train_), accuracy
-    in percent; params; selection; epochs; seconds of compilation and epochs; seconds_per_epoch, the
-    median; device; versions; commit, and dirty (whether tracked files differed from it); run_hash;
+    in percent; params; selection; epochs; seconds of compilation and epochs (one that was
+    interrupted counts as the mean of the others; None if all were); seconds_per_epoch, the median of
+    whole ones; device; versions; commit, and dirty (whether tracked files differed from it); run_hash;
     curves, a value per epoch with 4 decimals. What was not finite is None. Raises UserError where
     the folder does not hold a finished run, or its files are of different runs.
     """
@@ -146,6 +147,7 @@ def _record(result, rows):
     values = {key: row.get(key) for split, row in (("train", last), ("val", selected))
               for key in (f"{split}_loss", f"{split}_accuracy")}
     values |= {key: result[key] for key in ("test_loss", "test_accuracy")}
+    whole = [row["seconds"] for row in rows if "resumed_at" not in row] or None
     curves = {f"{split}_{metric}": [row.get(f"{split}_{metric}") for row in rows]
               for split in _SPLITS for metric in ("loss", "accuracy")}
     return {
@@ -153,8 +155,9 @@ def _record(result, rows):
         "params": result["params"],
         "selection": result["selection"],
         "epochs": result["epochs"],
-        "seconds": round(result["seconds"]["compile"] + result["seconds"]["epochs"], 1),
-        "seconds_per_epoch": round(statistics.median(row["seconds"] for row in rows), 2),
+        "seconds": whole and round(result["seconds"]["compile"]
+                                   + statistics.mean(whole) * len(rows), 1),
+        "seconds_per_epoch": whole and round(statistics.median(whole), 2),
         "peak_device_bytes": result.get("peak_device_bytes"),
         "device": {"platform": environment["platform"], "kind": environment["device"],
                    "count": result["devices"]["count"], "host": environment["host_cpu"],

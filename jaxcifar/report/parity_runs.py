@@ -14,7 +14,7 @@ import sys
 import threading
 from typing import Any
 
-from jaxcifar import host
+from jaxcifar import host, run_folder
 from jaxcifar.errors import UserError
 from jaxcifar.logs import Stopwatch
 from jaxcifar.run_folder import writing
@@ -146,7 +146,7 @@ def _start(job, root, platform, command, say):
         log = (job.folder / "parity.log").open("ab")
         lock = (job.folder / "parity.lock").open("ab")
     with log, lock:
-        if not _locked(lock):
+        if not run_folder.lock(lock):
             say(f"{job}: still runs since an earlier start, left alone")
             return None
         environment = dict(os.environ)
@@ -157,19 +157,6 @@ def _start(job, root, platform, command, say):
         return subprocess.Popen(
             command(job), cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=log,
             stderr=subprocess.STDOUT, start_new_session=True, **_passing(lock))
-
-
-def _locked(file):
-    """Lock a file for as long as it, or a process that got it, is open; False if it is already."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: without the lock
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _passing(file):

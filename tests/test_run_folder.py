@@ -1,0 +1,110 @@
+"""A run's folder keeps what a run may go wrong by: other processes, other data, a badly timed stop."""
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+from test_invariants import StopAfter
+
+from jaxcifar import run_folder, train
+from jaxcifar.checkpoint import Checkpoints
+from jaxcifar.errors import UserError
+from jaxcifar.report import parity_results
+from jaxcifar.run import Run
+from jaxcifar.state import create_state
+from jaxcifar.task import create_task
+
+HOLDER = """
+import sys
+from jaxcifar import run_folder
+run_folder.hold(sys.argv[1])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path, monkeypatch):
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], text=True,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process trains in .*choose another --workdir"):
+            tiny.fit(tiny.tiny_config(epochs=1), tmp_path, monkeypatch)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"], "nothing was touched"
+    finally:
+        holder.communicate()  # it ends with its input, and the lock with it
+    summary, _ = tiny.fit(tiny.tiny_config(epochs=1), tmp_path, monkeypatch)
+    assert summary.result["epochs"] == 1
+    with (tmp_path / ".lock").open("ab") as file:
+        assert run_folder.lock(file), "a run that has ended holds nothing"
+
+
+def test_a_signal_with_the_last_step_of_an_epoch_comes_after_the_epoch_is_counted(
+        tmp_path, monkeypatch):
+    """Else the checkpoint at that step would know nothing of its own epoch."""
+    with pytest.raises(train.Interrupted):
+        tiny.fit(tiny.tiny_config(), tmp_path, monkeypatch, stop=StopAfter(4))  # steps: 4
+    assert [row["epoch"] for row in tiny.rows(tmp_path)] == [1]
+    config = tiny.tiny_config()
+    run = Run(create_task(config, 100, 10), tmp_path, io.StringIO())
+    assert (int(run.state.epoch), int(run.state.step)) == (1, 4)
+    assert run.best_epoch(run.state.history) == 1
+    run.close()
+    summary, _ = tiny.fit(config, tmp_path, monkeypatch, stop=StopAfter(4))
+    assert summary.result["epochs"] == 2, "nothing was left to do when the signal came"
+
+
+def test_a_checkpoint_that_was_taken_before_its_epoch_was_counted_is_replaced(tmp_path):
+    state = create_state(create_task(tiny.tiny_config(), 100, 10), 0)
+    state = state.replace(step=np.int32(4), epoch=np.int32(0))
+    first = Checkpoints(tmp_path)
+    first.save(state, None)
+    first.close()
+    again = Checkpoints(tmp_path)
+    restored = again.restore_latest(state)
+    again.save(restored.replace(epoch=np.int32(1)), None)
+    again.close()
+    last = Checkpoints(tmp_path)
+    assert last.steps() == [4] and int(last.restore(4, state).epoch) == 1
+    last.close()
+
+
+def test_data_in_another_order_are_refused(tmp_path, monkeypatch):
+    """A split is one of positions: of other images in another order."""
+    data = tiny.tiny_dataset()
+    order = np.argsort(data.train_labels, kind="stable")  # as class-named folders give it
+    other = dataclasses.replace(data, train_images=data.train_images[order],
+                                train_labels=data.train_labels[order])
+    for dataset in (data, other):
+        monkeypatch.setattr("jaxcifar.data.load", lambda name, data_dir, found=dataset: found)
+        arrays = train.splits.load(tiny.tiny_config())
+        if dataset is data:
+            train.fit(tiny.tiny_config(epochs=1), tmp_path, stream=io.StringIO())
+            digest = arrays.digest
+            assert json.loads((tmp_path / "data.json").read_text()) == {"train_crc32": digest}
+            train.splits.refuse_other_data(digest, tmp_path)
+        else:
+            assert arrays.digest != digest
+            with pytest.raises(UserError, match="trained on this data set in another order"):
+                train.fit(tiny.tiny_config(epochs=1), tmp_path, stream=io.StringIO())
+    (tmp_path / "data.json").write_text("{")
+    with pytest.raises(UserError, match=r"data.json cannot be read"):
+        train.splits.refuse_other_data(digest, tmp_path)
+    (tmp_path / "data.json").unlink()  # as in the folders of older versions
+    train.splits.refuse_other_data(digest, tmp_path)
+
+
+def test_the_time_of_an_interrupted_epoch_is_not_taken_for_a_whole_one(tmp_path, monkeypatch):
+    with pytest.raises(train.Interrupted):
+        tiny.fit(tiny.tiny_config(), tmp_path, monkeypatch, stop=StopAfter(2))
+    tiny.fit(tiny.tiny_config(), tmp_path, monkeypatch)
+    rows = run_folder.read_rows(tmp_path)
+    assert [row.get("resumed_at") for row in rows] == [2, None]
+    result = json.loads((tmp_path / "result.json").read_text())
+    seconds = parity_results.record(tmp_path)[1]["seconds"]
+    assert seconds == round(result["seconds"]["compile"] + 2 * rows[1]["seconds"], 1)
