@@ -4,8 +4,8 @@
     python -m jaxcifar.evaluate --workdir=runs/NAME --split=val --flip --confusion
 
 prints accuracy, loss and the classes with the lowest accuracy (ten at most), and writes them and all
-classes to evaluation.json in the run folder, or where --out says; --confusion draws the confusion matrix beside it. Nothing else in the
-folder is touched, and the run may be going on.
+classes to evaluation.json in the run folder, or where --out says; --confusion draws the confusion
+matrix beside it. Nothing else in the folder is touched, and the run may be going on.
 """
 
 import sys

@@ -76,9 +76,9 @@ def _opened(path, format, say):
     if images.names and images.numbers is None:
         odd = next(name for name in images.names if png_stream.number_of(name) is None)
         if format == "kaggle":
-            raise UserError(f"{path}: the name of {odd} is no number (of 18 digits at most), and Kaggle's ids are the "
-                            "numbers in 1.png, 2.png, ...: rename the files, or use "
-                            "--format=course, which then counts them")
+            raise UserError(f"{path}: the name of {odd} is no number (of 18 digits at most), and "
+                            "Kaggle's ids are the numbers in 1.png, 2.png, ...: rename the files, "
+                            "or use --format=course, which then counts them")
         say(f"{path}: not all file names are numbers (such as {odd}): ID counts the files from 0, "
             "sorted by name")
     return images

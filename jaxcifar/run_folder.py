@@ -1,4 +1,4 @@
-"""Write the small files of a run folder so that an interruption never leaves half of one."""
+"""A run folder's small files, written so that an interruption never leaves half of one, and its lock."""
 
 import contextlib
 import errno
@@ -9,7 +9,6 @@ import pathlib
 from collections.abc import Mapping
 
 from jaxcifar.errors import UserError
-
 
 _HELD = {}  # {lock file: open file}, of the run folders that this process trains in
 

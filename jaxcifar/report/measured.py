@@ -50,4 +50,4 @@ def training_speeds(root):
 
 def _weight(content):
     devices = {row["environment"]["device"] for row in content["rows"] if "environment" in row}
-    return devices != {"cpu"}, not content["threads"]
+    return bool(devices - {"cpu"}), not content["threads"]
