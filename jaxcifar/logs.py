@@ -104,7 +104,7 @@ class RunLog:
         """Append one epoch's row to metrics.jsonl and TensorBoard, and print it as one line.
 
         row: dict with "epoch", "step" and any of learning_rate, train_loss, train_accuracy
-        (percent), the same of val_ and test_, images_per_second, seconds; scalars of Python, NumPy
+        (percent), those of val_ and test_, images_per_second, seconds, resumed_at; of Python, NumPy
         or JAX. What is not finite is written as null, since JSON has no NaN. epochs: how many the
         run has. note: ends the line, for instance "best". Raises UserError if the disk refuses.
         """
@@ -261,7 +261,7 @@ def _scalars(row):
     """TensorBoard's tags and values: train_loss is the scalar loss of the group train."""
     return {key.replace("_", "/", 1) if key.startswith(("train_", "val_", "test_")) else key: value
             for key, value in row.items()
-            if key != "step" and isinstance(value, (int, float))}
+            if key not in ("step", "resumed_at") and isinstance(value, (int, float))}
 
 
 def _header_value(value):

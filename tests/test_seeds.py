@@ -99,14 +99,14 @@ def test_together_equals_one_by_one(one_by_one, tmp_path):
 
 def test_stopped_seeds_go_on_in_either_way(one_by_one, tmp_path):
     with pytest.raises(train.Interrupted) as caught:
-        run(tmp_path, way="yes", stop=StopAfter(5), **EVERYTHING)
+        run(tmp_path, way="yes", stop=StopAfter(4), **EVERYTHING)
     assert caught.value.signum == 15
     assert steps_saved(tmp_path) == [4, 4, 4], "in the second epoch of three steps"
     with pytest.raises(train.Interrupted):
-        run(tmp_path, way="no", stop=StopAfter(3), **EVERYTHING)
+        run(tmp_path, way="no", stop=StopAfter(2), **EVERYTHING)
     assert steps_saved(tmp_path) == [6, 4, 4]
     with pytest.raises(train.Interrupted):  # seeds 1 and 2 finish their epoch, then come all
-        run(tmp_path, way="yes", stop=StopAfter(4), **EVERYTHING)
+        run(tmp_path, way="yes", stop=StopAfter(3), **EVERYTHING)
     assert steps_saved(tmp_path) == [7, 7, 7]
     run(tmp_path, way="yes", **EVERYTHING)
     assert_same_runs(tmp_path, one_by_one[0])
