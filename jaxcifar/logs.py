@@ -104,9 +104,9 @@ class RunLog:
         """Append one epoch's row to metrics.jsonl and TensorBoard, and print it as one line.
 
         row: dict with "epoch", "step" and any of learning_rate, train_loss, train_accuracy
-        (percent), those of val_ and test_, images_per_second, seconds, resumed_at; of Python, NumPy
-        or JAX. What is not finite is written as null, since JSON has no NaN. epochs: how many the
-        run has. note: ends the line, for instance "best". Raises UserError if the disk refuses.
+        (percent), those of val_ and test_, images_per_second, seconds, resumed_at: scalars of
+        Python, NumPy or JAX. What is not finite is written as null, since JSON has no NaN. epochs:
+        how many the run has. note: ends the line, for instance "best". Raises UserError if the disk refuses.
         """
         if not self._primary:
             return

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from test_invariants import StopAfter
 
-from jaxcifar import run_folder, train
+from jaxcifar import run_folder, splits, train
 from jaxcifar.checkpoint import Checkpoints
 from jaxcifar.errors import UserError
 from jaxcifar.report import parity_results
@@ -80,23 +80,18 @@ def test_data_in_another_order_are_refused(tmp_path, monkeypatch):
     order = np.argsort(data.train_labels, kind="stable")  # as class-named folders give it
     other = dataclasses.replace(data, train_images=data.train_images[order],
                                 train_labels=data.train_labels[order])
-    for dataset in (data, other):
-        monkeypatch.setattr("jaxcifar.data.load", lambda name, data_dir, found=dataset: found)
-        arrays = train.splits.load(tiny.tiny_config())
-        if dataset is data:
-            train.fit(tiny.tiny_config(epochs=1), tmp_path, stream=io.StringIO())
-            digest = arrays.digest
-            assert json.loads((tmp_path / "data.json").read_text()) == {"train_crc32": digest}
-            train.splits.refuse_other_data(digest, tmp_path)
-        else:
-            assert arrays.digest != digest
-            with pytest.raises(UserError, match="trained on this data set in another order"):
-                train.fit(tiny.tiny_config(epochs=1), tmp_path, stream=io.StringIO())
+    tiny.fit(tiny.tiny_config(epochs=1), tmp_path, monkeypatch, dataset=data)
+    digest = splits.load(tiny.tiny_config()).digest
+    assert json.loads((tmp_path / "data.json").read_text()) == {"train_crc32": digest}
+    splits.refuse_other_data(digest, tmp_path)
+    with pytest.raises(UserError, match="trained on this data set in another order"):
+        tiny.fit(tiny.tiny_config(epochs=1), tmp_path, monkeypatch, dataset=other)
+    assert splits.load(tiny.tiny_config()).digest != digest
     (tmp_path / "data.json").write_text("{")
     with pytest.raises(UserError, match=r"data.json cannot be read"):
-        train.splits.refuse_other_data(digest, tmp_path)
+        splits.refuse_other_data(digest, tmp_path)
     (tmp_path / "data.json").unlink()  # as in the folders of older versions
-    train.splits.refuse_other_data(digest, tmp_path)
+    splits.refuse_other_data(digest, tmp_path)
 
 
 def test_the_time_of_an_interrupted_epoch_is_not_taken_for_a_whole_one(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 
+from jaxcifar import run_folder
 from jaxcifar.data.specs import DataError, DatasetSpec
 
 try:
@@ -87,17 +88,12 @@ def dataset_lock(root: pathlib.Path, name: str, say=None, wait: bool = True):
     """
     root.mkdir(parents=True, exist_ok=True)
     with open(root / f".jaxcifar_{name}.lock", "w") as file:
-        held = True
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                held = wait or error.errno not in (errno.EAGAIN, errno.EACCES)
-                if error.errno in (errno.EAGAIN, errno.EACCES) and wait:
-                    if say:
-                        say(f"another process is preparing {name} in {root}: waiting for it")
-                    fcntl.flock(file, fcntl.LOCK_EX)
-        yield held
+        held = run_folder.lock(file)
+        if wait and not held:
+            if say:
+                say(f"another process is preparing {name} in {root}: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield held or wait
 
 
 @contextlib.contextmanager
