@@ -199,7 +199,7 @@ def default():
     # training "step", a whole compiled "call" (see steps_per_call), or nothing ("off")
     c.cuda_graphs = "default"
     c.deterministic = False  # bit-equal runs on GPU too (slower there; CPU always is)
-    c.eval_batch_size = 1000  # over all devices
+    c.eval_batch_size = 0  # over all devices; 0: 1000, on CPU 100 (see epoch.eval_batch_size)
 
     # Output
     c.progress = True  # a progress bar where there is a terminal
@@ -246,11 +246,10 @@ def validate(config):
     for field, allowed in _CHOICES.items():
         if config[field] not in allowed:
             raise UserError(unknown(f"value of config.{field}", config[field], allowed))
-    for field in ("epochs", "batch_size", "eval_batch_size", "accumulate_steps",
-                  "save_every_epochs"):
+    for field in ("epochs", "batch_size", "accumulate_steps", "save_every_epochs"):
         _require(config[field] >= 1, field, config[field], "at least 1")
-    for field in ("seed", "split_seed", "val_size", "num_devices", "max_params", "max_grad_norm",
-                  "max_grad_value"):
+    for field in ("seed", "split_seed", "val_size", "num_devices", "eval_batch_size", "max_params",
+                  "max_grad_norm", "max_grad_value"):
         _require(config[field] >= 0, field, config[field], "0 or more")
     for field in ("min_epochs", "window"):
         _require(config.early_stopping[field] >= 0, f"early_stopping.{field}",

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcifar import augment, partition
+from jaxcifar import augment, epoch, partition
 from jaxcifar.models import layers
 from jaxcifar.task import IMAGE_SHAPE
 
@@ -54,7 +54,7 @@ def compute(task, transform, variables, images):
     def of_batch(variables, images):
         return task.model.apply(variables, transform(images), train=False, part="features")
 
-    size, count = task.config.eval_batch_size, len(images)
+    size, count = epoch.eval_batch_size(task.config, 1), len(images)
     variables = jax.device_put(variables)
     batches = [np.asarray(of_batch(variables, images[np.arange(first, first + size) % count]))
                for first in range(0, count, size)]

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from jax import lax
 
-from jaxcifar import convert, errors, parallel, run_folder, selection, splits, train
+from jaxcifar import convert, epoch, errors, parallel, run_folder, selection, splits, train
 from jaxcifar.checkpoint import Checkpoints
 from jaxcifar.data import specs
 from jaxcifar.errors import UserError
@@ -163,7 +163,8 @@ def _for_this_machine(config):
         config.num_devices = available
     if config.parallel == "jit" and config.num_devices > 1:
         config.parallel = "auto"
-    config.eval_batch_size = _multiple(config.eval_batch_size, config.num_devices)
+    size = epoch.eval_batch_size(config, config.num_devices)
+    config.eval_batch_size = _multiple(size, config.num_devices)
     return config
 
 

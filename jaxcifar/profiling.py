@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcifar import features, logs, parallel, run_folder, splits, trace, train
+from jaxcifar import epoch, features, logs, parallel, run_folder, splits, trace, train
 from jaxcifar.errors import UserError
 from jaxcifar.programs import Programs
 from jaxcifar.state import create_state
@@ -156,7 +156,8 @@ def prepare(config, num_steps, say):
     watch = logs.Stopwatch()
     programs.compile(live, train_data, held_out, whole_epoch=False)
     say(f"compiled in {watch.seconds():.1f} s")
-    num_eval = min(config.eval_batch_size, len(arrays.held_out["labels"]))
+    size = epoch.eval_batch_size(config, devices.num_devices)
+    num_eval = min(size, len(arrays.held_out["labels"]))
     return Subject(programs, live, train_data, held_out, programs.permutation(live), num_eval)
 
 

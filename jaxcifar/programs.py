@@ -65,8 +65,9 @@ class Programs:
         first, stop = span
         if not self._on_cpu:
             return self.devices.fetch(self._eval_call(state, data, first, stop))
+        size = epoch.eval_batch_size(self.task.config, self.devices.num_devices)
         parts = [self.devices.fetch(self._eval_call(state, data, start, stop))
-                 for start in range(first, stop, self.task.config.eval_batch_size)]
+                 for start in range(first, stop, size)]
         sums = jax.tree.map(lambda *leaves: np.stack(leaves, axis=-1), *[p["sums"] for p in parts])
         return {"sums": sums,
                 "confusion": np.sum([p["confusion"] for p in parts], axis=0)}

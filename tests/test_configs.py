@@ -147,6 +147,7 @@ def test_configuration_files_stay_short_and_say_how_to_run_them():
     ({"val_size": 0, "selection": "best_val_loss"}, "config.selection"),
     ({"steps_per_call": "many"}, "config.steps_per_call"),
     ({"seed": -1}, "config.seed = -1: must be 0 or more"),
+    ({"eval_batch_size": -1}, "config.eval_batch_size = -1: must be 0 or more"),
     ({"mean": (0.5,)}, "config.mean = .*three numbers"),
     ({"std": (0.2, 0.0, 0.2)}, "config.std = .*above 0"),
     ({"schedule": {"name": "plateau", "monitor": "val_acc"}}, "config.schedule.monitor = 'val_acc'"),

@@ -147,10 +147,12 @@ def test_every_test_image_counts_once(single, tmp_path, monkeypatch):
         assert (row["val_accuracy"] * 20 / 100) == pytest.approx(round(row["val_accuracy"] * 0.2))
     accuracy = single[0].result["test_accuracy"] * 50 / 100
     assert accuracy == pytest.approx(round(accuracy))
-    config = tiny.tiny_config(eval_batch_size=1000)
-    summary, _ = tiny.fit(config, tmp_path, monkeypatch)
-    assert summary.result["test_accuracy"] == single[0].result["test_accuracy"]
-    np.testing.assert_allclose(summary.result["test_loss"], single[0].result["test_loss"], rtol=1e-5)
+    for size, devices in ((1000, 1), (0, 8)):  # 0: 104, divided among eight
+        config = tiny.tiny_config(eval_batch_size=size, num_devices=devices)
+        summary, _ = tiny.fit(config, tmp_path / str(size), monkeypatch)
+        assert summary.result["test_accuracy"] == single[0].result["test_accuracy"]
+        np.testing.assert_allclose(summary.result["test_loss"], single[0].result["test_loss"],
+                                   rtol=1e-5)
 
 EVERYTHING = {
     "optimizer__name": "adamw", "optimizer__momentum": 0.0, "optimizer__weight_decay": 0.05,

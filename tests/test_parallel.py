@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxcifar import parallel
+from jaxcifar import epoch, parallel
 from jaxcifar.errors import UserError
 
 
@@ -28,6 +28,14 @@ def test_the_choice_of_devices(fields, kind, count):
 def test_what_the_devices_refuse(fields, message):
     with pytest.raises(UserError, match=message):
         parallel.create(tiny.tiny_config(**fields))
+
+
+@pytest.mark.parametrize(("size", "count", "backend", "expected"), [
+    (0, 1, "gpu", 1000), (0, 16, "gpu", 1008), (0, 1, "cpu", 100), (0, 3, "cpu", 102),
+    (64, 1, "cpu", 64), (64, 2, "gpu", 64)])
+def test_the_examples_of_an_evaluation_batch(size, count, backend, expected, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert epoch.eval_batch_size(tiny.tiny_config(eval_batch_size=size), count) == expected
 
 
 def test_an_idle_gpu_is_reported(monkeypatch):

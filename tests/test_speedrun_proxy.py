@@ -149,8 +149,12 @@ def test_it_costs_little_more_than_half():
     assert extra < 0.06 * 4 * whole
 
 
-def test_a_share_outside_of_the_batch_is_explained():
+def test_numbers_that_no_speedrun_can_have_are_explained():
     config = small_config("96_selected")
     config.speedrun.keep_share = 1.5
     with pytest.raises(UserError, match="keep_share = 1.5: must be above 0 and at most 1"):
+        training.create(config, NUM_TRAIN, 10)
+    config = small_config("96_selected")
+    config.eval_batch_size = 0
+    with pytest.raises(UserError, match="eval_batch_size = 0: must be at least 1 in a speedrun"):
         training.create(config, NUM_TRAIN, 10)

@@ -79,6 +79,8 @@ def check(config):
     if not config.model.name.startswith("speedrun"):
         raise UserError(f"config.model.name = {config.model.name!r}: a speedrun starts by "
                         "whitening, which the models speedrun94 and speedrun96 are made for")
+    if not config.eval_batch_size:
+        raise UserError("config.eval_batch_size = 0: must be at least 1 in a speedrun")
     options = config.speedrun
     if not 0 < options.keep_share <= 1:
         raise UserError(f"config.speedrun.keep_share = {options.keep_share}: must be above 0 and "
