@@ -15,9 +15,10 @@ import numpy as np
 from absl import logging
 from jax import lax
 
-from jaxcifar import convert, epoch, errors, parallel, run_folder, selection, splits, train
+from jaxcifar import convert, errors, parallel, run_folder, selection, splits, train
 from jaxcifar.checkpoint import Checkpoints
 from jaxcifar.data import specs
+from jaxcifar.epoch import eval_batch_size
 from jaxcifar.errors import UserError
 from jaxcifar.state import create_state
 from jaxcifar.task import create_task
@@ -163,8 +164,8 @@ def _for_this_machine(config):
         config.num_devices = available
     if config.parallel == "jit" and config.num_devices > 1:
         config.parallel = "auto"
-    size = epoch.eval_batch_size(config, config.num_devices)
-    config.eval_batch_size = _multiple(size, config.num_devices)
+    count = config.num_devices
+    config.eval_batch_size = _multiple(eval_batch_size(config, count), count)
     return config
 
 

@@ -158,7 +158,6 @@ def prepare(work):
     config = config_lib.default()
     config.model = config_lib.model(work["model"])
     config.augment, config.batch_size = work["augment"], work["batch"]
-    config.eval_batch_size = min(epoch.eval_batch_size(config, 1), work["num_train"])
     config.drop_last, config.val_size = True, 0
     config.num_devices = 1
     config.dtype = "bfloat16" if work["contender"].endswith("bf16") else "float32"
@@ -170,4 +169,5 @@ def prepare(work):
         config.optimizer.learning_rate = 1e-3
     config.compilation_cache = "auto" if work["caches"] else ""
     train.configure_jax(config)
+    config.eval_batch_size = min(epoch.eval_batch_size(config, 1), work["num_train"])
     return Contender(work, config)
