@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxcifar import config as config_lib
-from jaxcifar import init_from, logs, parallel, run_folder, selection, splits
+from jaxcifar import environment, init_from, logs, parallel, run_folder, selection, splits
 from jaxcifar.checkpoint import Checkpoints
 from jaxcifar.errors import UserError
 from jaxcifar.state import create_state
@@ -19,8 +19,9 @@ class Run:
 
     log: logs.RunLog. state: TrainState of numpy arrays to start from, new or restored. resumed:
     whether it was restored. origin: lines on the weights that it started from, where it is new and
-    config.init_from names some. workdir: Path. Only the first process reads and writes; the others get
-    what it read.
+    config.init_from names some. environments: where it was trained, from start to start, each as
+    `environment.environment()` was then: the repository may be at another commit when the run ends.
+    workdir: Path. Only the first process reads and writes; the others get what it read.
     """
 
     def __init__(self, task, workdir, stream=None, data_digest=""):
@@ -39,6 +40,7 @@ class Run:
         self.workdir = pathlib.Path(workdir)
         self._template = jax.tree.map(np.asarray, create_state(task, task.config.seed))
         self._checkpoints, restored, error = None, None, None
+        self.environments = [environment.environment()]
         first, self.origin = self._template, []
         if parallel.is_primary():
             try:
@@ -70,6 +72,10 @@ class Run:
             splits.refuse_other_data(self._data_digest, self.workdir)
         elif self._data_digest:
             splits.write_digest(self._data_digest, self.workdir)
+        path, (here,) = self.workdir / "environments.json", self.environments
+        earlier = run_folder.read_json(path, []) if restored is not None else []
+        self.environments = earlier if earlier[-1:] == [here] else [*earlier, here]
+        run_folder.write_json(path, self.environments)
         return restored
 
     @property
@@ -108,11 +114,9 @@ class Run:
         It is empty where the run has trained since that result, to other `steps`. Starting a
         finished run again must not replace what its training took by what its evaluation takes.
         """
-        try:
-            before = json.loads((self.workdir / "result.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        kept = ("seconds", "peak_device_bytes", "peak_host_bytes", "devices", "environment")
+        before = run_folder.read_json(self.workdir / "result.json", {"steps": None})
+        kept = ("seconds", "peak_device_bytes", "peak_host_bytes", "devices", "environment",
+                "earlier_environments")
         return {k: before[k] for k in kept if k in before} if before["steps"] == steps else {}
 
     def restore(self, epoch):

@@ -54,6 +54,14 @@ def write_json(path, tree, *, sort_keys=False):
     write_atomic(path, text + "\n")
 
 
+def read_json(path, default):
+    """Return what a JSON file holds, or `default` where there is none, or none that can be read."""
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return default
+
+
 def plain(value):
     """Return the same tree in JSON's types: NaN and infinities become None, arrays lists."""
     if isinstance(value, Mapping):

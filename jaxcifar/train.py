@@ -296,7 +296,8 @@ def measure_result(run, programs, live, state, held_out, arrays, watch):
         "best_on_validation": best_on_validation(config, state.history, rows),
         "seconds": {"compile": watch.sections["compile"], "total": watch.seconds(),
                     "epochs": sum(r["seconds"] for r in rows)},
-        **environment.memory(), "environment": environment.environment(),
+        **environment.memory(), "environment": run.environments[-1],
+        "earlier_environments": run.environments[:-1],
     }
     if parallel.is_primary():
         result |= run.measured_before(result["steps"])

@@ -10,7 +10,7 @@ import pytest
 
 from jaxcifar import models
 from jaxcifar.models import conv
-from jaxcifar.report import measured, models_page
+from jaxcifar.report import measured, models_page, parity_rows
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "models.md"
@@ -74,12 +74,14 @@ def repository(tmp_path):
     return tmp_path
 
 
-def write_result(repository, row, *accuracies, epochs=2):
+def write_result(repository, row, *accuracies, epochs=2, config_hash=None):
+    known = parity_rows.recipes(repository)
     seeds = {str(seed): {"values": {"test_accuracy": value}, "epochs": epochs}
              for seed, value in enumerate(accuracies)}
     path = repository / "results" / f"{row}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"row": row, "seeds": seeds}))
+    config_hash = config_hash or known[row].hash
+    path.write_text(json.dumps({"row": row, "config_hash": config_hash, "seeds": seeds}))
 
 
 def test_the_best_mean_of_a_model_as_registered_counts(repository):
@@ -92,6 +94,9 @@ def test_the_best_mean_of_a_model_as_registered_counts(repository):
     assert measured.accuracies(repository) == expected
     write_result(repository, "cifar100/cnn/crop", 36.0, epochs=20)
     expected["cifar100_cnn"] = "36.00 (20 epochs, 1 seed, CIFAR-100)"
+    assert measured.accuracies(repository) == expected
+    write_result(repository, "cifar100/cnn/128", 90.0, config_hash="of an older configuration")
+    write_result(repository, "cifar100/gone", 90.0, config_hash="of a row that was removed")
     assert measured.accuracies(repository) == expected
 
 

@@ -59,6 +59,21 @@ def test_a_signal_with_the_last_step_of_an_epoch_comes_after_the_epoch_is_counte
     assert summary.result["epochs"] == 2, "nothing was left to do when the signal came"
 
 
+def test_the_result_names_the_commits_that_were_there_when_the_run_started(tmp_path, monkeypatch):
+    commit = iter("abc")
+
+    def environment():
+        return {"git_commit": next(commit)}
+
+    monkeypatch.setattr("jaxcifar.environment.environment", environment)
+    with pytest.raises(train.Interrupted):
+        tiny.fit(tiny.tiny_config(), tmp_path, monkeypatch, stop=StopAfter(2))
+    for _ in range(2):  # to its end, and once more, which trains nothing
+        result = tiny.fit(tiny.tiny_config(), tmp_path, monkeypatch)[0].result
+        assert result["environment"] == {"git_commit": "b"}
+        assert result["earlier_environments"] == [{"git_commit": "a"}]
+
+
 def test_a_checkpoint_that_was_taken_before_its_epoch_was_counted_is_replaced(tmp_path):
     state = create_state(create_task(tiny.tiny_config(), 100, 10), 0)
     state = state.replace(step=np.int32(4), epoch=np.int32(0))

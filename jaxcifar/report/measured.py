@@ -11,7 +11,7 @@ from jaxcifar.report import parity_results, parity_rows
 def accuracies(root):
     """Return {model: text}, the best mean test accuracy in results/ of the model as registered."""
     known, best = parity_rows.recipes(root), {}
-    for name, content in parity_results.read(root).items():
+    for name, content in parity_results.fresh(parity_results.read(root), known).items():
         config = known[name].config
         options = config.model.to_dict()
         model = options.pop("name")

@@ -9,6 +9,7 @@ import threading
 
 import jax
 
+from jaxcifar import seeds as seeds_lib
 from jaxcifar.errors import UserError
 from jaxcifar.report import parity_page, parity_results, parity_rows, parity_runs
 
@@ -17,7 +18,7 @@ def run_rows(root, *, rows, seeds, budget_minutes, jobs, workdir, command=parity
              stop=None, say=print):
     """Run rows that have no result yet, cheapest first, and merge each as it ends; return a code.
 
-    root: folder of configs/, results/ and docs/. rows: globs, see parity_rows.select. seeds: "0,1".
+    root: folder of configs/, results/ and docs/. rows: globs, see parity_rows.select. seeds: see seeds.parse.
     budget_minutes: 0: no limit. jobs: runs side by side, a number or "auto". workdir: folder of the
     run folders, WORKDIR/ROW/seedN; finished runs that are already there are merged first. Returns
     0, 1 where a run failed, 143 where `stop` (a threading.Event) ended it. Raises UserError.
@@ -26,7 +27,7 @@ def run_rows(root, *, rows, seeds, budget_minutes, jobs, workdir, command=parity
     jax.config.update("jax_platforms", "cpu")  # the device is for the runs, nothing is taken here
     known = parity_rows.recipes(root)
     chosen = parity_rows.select(known, rows)
-    wanted = parse_seeds(seeds)
+    wanted = seeds_lib.parse(seeds)
     if pathlib.Path(workdir).is_dir():
         parity_results.collect(root, known, workdir, say=lambda line: None)
     results, counted = parity_results.read(root), parity_rows.counts(root, known)
@@ -84,14 +85,6 @@ def report(root, *, say=print):
     for line in failures:
         say(f"outside: {line}")
     return 1 if failures else 0
-
-
-def parse_seeds(text):
-    """Return "0,1,2" as a list of ints without repetition. Raises UserError for anything else."""
-    words = [word.strip() for word in str(text).split(",")]
-    if not all(word.isdigit() for word in words):
-        raise UserError(f"--seeds={text}: must be numbers from 0, separated by commas: 0,1,2")
-    return list(dict.fromkeys(map(int, words)))
 
 
 def stop_on_signal():

@@ -5,22 +5,26 @@ the published value (a range's lower end); of shorter runs: at most 10 points, s
 still jumps from epoch to epoch. Better is always fine. Loss: above it by at most 10% or 0.05, of
 shorter runs 20% or 0.3, whichever is more. Parameters: equal, or equal once rounded to 0.1 million
 where the report prints millions. Times are not judged: the hardware is another.
+
+Exceptions. results/notes.csv lists numbers that may be outside, why, and how far: beyond its own
+limit an exception fails as any other number does.
 """
 
 import csv
 import dataclasses
 import math
 import pathlib
+import re
 import statistics
 from typing import Any
 
 from jaxcifar.errors import UserError
 from jaxcifar.report import parity_rows, published
 
-WITHIN, EXPLAINED, OUTSIDE = "within", "outside, explained", "outside"
+WITHIN, NOTED, OUTSIDE = "within", "outside, noted", "outside"
 NOT_MEASURED, STALE, NEEDS_WEIGHTS, NOT_JUDGED = (
     "not measured", "stale", "needs ImageNet weights", "not judged")
-STATUSES = (WITHIN, EXPLAINED, OUTSIDE, NOT_MEASURED, STALE, NEEDS_WEIGHTS, NOT_JUDGED)
+STATUSES = (WITHIN, NOTED, OUTSIDE, NOT_MEASURED, STALE, NEEDS_WEIGHTS, NOT_JUDGED)
 
 _LONG_RUN_EPOCHS = 10
 _ACCURACY_POINTS = {True: 1.0, False: 10.0}  # long run, short run
@@ -33,15 +37,15 @@ class Verdict:
     """What became of one published number.
 
     number: published.Row. row: name of its row. status: one of STATUSES. ours: the value per seed,
-    a tuple of floats, of one value for what is counted; () where there is none. reason: why it is
-    outside, from the notes; "" where no note says. epochs: of the recipe.
+    a tuple of floats, of one value for what is counted; () where there is none. note: the Note that
+    lets it be outside, or None. epochs: of the recipe.
     """
 
     number: Any
     row: str
     status: str
     ours: tuple = ()
-    reason: str = ""
+    note: Any = None
     epochs: int = 0
 
     @property
@@ -65,13 +69,32 @@ class Verdict:
         return self.mean - (upper if self.mean > upper else self.number.value)
 
 
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """A line of results/notes.csv: why a number may be outside, and the worst value that it may have.
+
+    Of parameters, `worst` is the only count that it may have.
+    """
+
+    reason: str
+    worst: float
+
+
+def is_long(number, epochs):
+    """Return whether a number comes from 10 epochs or more, so that the narrow tolerance holds.
+
+    number: published.Row. epochs: of the recipe; the number's own epoch, where it has one, counts.
+    """
+    return (number.epoch or epochs) >= _LONG_RUN_EPOCHS
+
+
 def limit(number, epochs):
     """Return the worst value that still holds a published number, or None where none is judged.
 
-    number: published.Row. epochs: of the recipe; the number's own epoch, where it has one, counts.
-    An accuracy's is the lowest, a loss's the highest. Parameters have none: see `holds`.
+    number, epochs: see `is_long`. An accuracy's is the lowest, a loss's the highest. Parameters have
+    none: see `holds`.
     """
-    long_run = (number.epoch or epochs) >= _LONG_RUN_EPOCHS
+    long_run = is_long(number, epochs)
     if number.metric.endswith("_accuracy"):
         return number.value - _ACCURACY_POINTS[long_run]
     if number.metric.endswith("_loss"):
@@ -87,8 +110,13 @@ def holds(number, ours, epochs):
             return math.floor(ours / 1e5 + 0.5) == round(number.value / 1e5)
         return ours == number.value
     worst = limit(number, epochs)
-    if worst is None:
-        return None
+    return None if worst is None else _reaches(number, ours, worst)
+
+
+def _reaches(number, ours, worst):
+    """Return whether our value is no worse than `worst`, of parameters whether it is equal."""
+    if number.metric == "params":
+        return ours == worst
     if not math.isfinite(ours):
         return False
     if number.metric.endswith("_loss"):
@@ -107,19 +135,19 @@ def verdicts(known, counted, results, notes):
 
 
 def failures(judged):
-    """Return one line per number that is outside its tolerance without a note that says why."""
+    """Return one line per number that is outside its tolerance, or beyond the limit of its note."""
     return [f"{v.row} {v.number.metric}"
             f"{f' after epoch {v.number.epoch}' if v.number.epoch else ''}: {v.mean:,.10g} "
             f"({len(v.ours)} value(s)), published {v.number.value:,.10g}{_limit_text(v)}; a reason "
-            "in results/notes.csv would make it a known exception"
+            "and a limit in results/notes.csv would make it a known exception"
             for v in judged if v.status == OUTSIDE]
 
 
 def read_notes(root):
-    """Return {(row, metric, epoch or None, source): reason} of root/results/notes.csv.
+    """Return {(row, metric, epoch or None, source): Note} of root/results/notes.csv.
 
-    These are the listed exceptions: numbers that may be outside their tolerance, and why. Raises
-    UserError for a line that gives no reason or names no published number.
+    These are the listed exceptions. Raises UserError for a line that names no published number, or
+    gives no reason or no limit.
     """
     path = pathlib.Path(root, "results", "notes.csv")
     if not path.is_file():
@@ -130,11 +158,17 @@ def read_notes(root):
         for line in csv.DictReader(file):
             key = (line["row"], line["metric"], int(line["epoch"]) if line["epoch"] else None,
                    line["source"])
-            if key not in numbers or key in notes or not (line["reason"] or "").strip():
+            reason, worst = (line["reason"] or "").strip(), line["worst"].strip()
+            if key not in numbers or key in notes or not reason or not _is_number(worst):
                 raise UserError(f"{path}: {key}: every line names one published number (row, "
-                                "metric, epoch, source as in published.csv) once, with a reason")
-            notes[key] = line["reason"].strip()
+                                "metric, epoch, source as in published.csv) once, with the worst "
+                                "value that it may have (parameters: the only one) and a reason")
+            notes[key] = Note(reason, float(worst))
     return notes
+
+
+def _is_number(text):
+    return re.fullmatch(r"\d+(\.\d+)?", text) is not None
 
 
 def value_of(number, record):
@@ -168,15 +202,17 @@ def _verdict(number, known, counted, results, notes):
         if any(value is None for value in values) or not values:
             return Verdict(number, row, NOT_MEASURED, epochs=epochs)
         ours = tuple(values)
-    held = holds(number, statistics.mean(ours), epochs)
-    reason = notes.get(_key(number), "")
-    status = {None: NOT_JUDGED, True: WITHIN, False: EXPLAINED if reason else OUTSIDE}[held]
-    return Verdict(number, row, status, ours, reason if held is False else "", epochs)
+    mean = statistics.mean(ours)
+    held, note = holds(number, mean, epochs), notes.get(_key(number))
+    if held is not False:
+        return Verdict(number, row, WITHIN if held else NOT_JUDGED, ours, epochs=epochs)
+    noted = note is not None and _reaches(number, mean, note.worst)
+    return Verdict(number, row, NOTED if noted else OUTSIDE, ours, note, epochs)
 
 
 def _limit_text(verdict):
-    worst = limit(verdict.number, verdict.epochs)
-    return "" if worst is None else f", worst allowed {worst:,.6g}"
+    worst = verdict.note.worst if verdict.note else limit(verdict.number, verdict.epochs)
+    return "" if worst is None else f", worst allowed {worst:,.10g}"
 
 
 def _key(number):

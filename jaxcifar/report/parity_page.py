@@ -21,7 +21,7 @@ _MEASURED = {
     "best_test_accuracy": "epoch of the best test accuracy"}
 _SOURCES = {"report": "", "log": ", by the authors' log",
             "recount": ", recounted"}
-_MARKS = {parity_judge.WITHIN: "yes", parity_judge.EXPLAINED: "no: see below",
+_MARKS = {parity_judge.WITHIN: "yes", parity_judge.NOTED: "no: see below",
           parity_judge.OUTSIDE: "**NO**", parity_judge.STALE: "stale",
           parity_judge.NOT_JUDGED: "not judged"}
 
@@ -35,25 +35,28 @@ per row: every seed's values and curves, configuration hash, commit, versions, d
 
 - **Ours** is the mean over seeds +- the standard deviation (n - 1), then the number of seeds. A
   parameter count is that of the network which the configuration builds; it needs no run.
-- **Holds**: accuracy of a run of 10 epochs or more at most 1.0 point below the published value (the
-  lower end of a range); of a shorter run at most 10 points below; loss at most 10% or 0.05 above (a
-  shorter run 20% or 0.3); parameters equal, or equal when rounded to 0.1 million where the report
-  prints millions. Better is fine. Times are shown and not judged: the hardware is another.
+- **Limit** is the worst value that holds: accuracy of a run of 10 epochs or more 1.0 point below the
+  published value (the lower end of a range), of a shorter run, whose accuracy still jumps from epoch to
+  epoch, 10 points below; loss 10% or 0.05 above, of a shorter run 20% or 0.3, whichever is more;
+  parameters equal, or equal when rounded to 0.1 million where the report prints millions. Better is
+  fine. Times are shown and not judged: the hardware is another.
 - **about**: the report gives the number only roughly, in its text or in a figure.
 - Kaggle accuracy is that of the 10,000 images that are scored, which are the test set: ours is
   measured there.
 - **recounted**: of the network that is built here, where the report's count is rounded or fits
-  nothing. **Needs ImageNet weights**: torchvision's, which this repository does not contain.
-  With a network the row's command fetches them (reading them takes PyTorch); without one, put the
-  files that it names from https://download.pytorch.org/models/ into
-  `~/.cache/torch/hub/checkpoints` first. These rows are `cifar100/finetune*` and
-  `architectures/finetune/*`:
+  nothing; the summary leaves these out. **Outside, noted**: worse than the limit, with the reason and
+  a limit of its own in `results/notes.csv`, which a test enforces; the lines below a table begin with
+  "outside". The other lines there are remarks on what the report prints.
+- **Needs ImageNet weights**: torchvision's, which this repository does not contain. With a network
+  the row's command fetches them (reading them takes PyTorch); without one, put the files that it
+  names from https://download.pytorch.org/models/ into `~/.cache/torch/hub/checkpoints` first. These
+  rows are `cifar100/finetune*` and `architectures/finetune/*`:
   `python scripts/parity.py --rows='cifar100/finetune*,architectures/finetune/*'`.
 - The configuration hash in `results/` is that of seed 0. A result whose configuration has changed
   since is **stale**, and a test fails.
-- The last column is the command that measures the row, with seeds 0, 1 and 2 (`--seeds=0` for one).
-  What is already in `results/` is not run again: remove the row's file there, and its folder in
-  `runs/parity`, to measure it anew.
+- The last column is the command that runs the row with seeds 0, 1 and 2 (`--seeds=0` for one). Where
+  all three are in `results/`, it trains them again and prints mean and deviation; elsewhere it
+  measures those that are not, and enters them here.
 """
 
 
@@ -65,7 +68,8 @@ def write(root, say=print):
     root = pathlib.Path(root)
     known, counted, results, judged = gather(root)
     (root / "docs").mkdir(exist_ok=True)
-    drawn = parity_figures.write(root / "docs" / "figures", fresh(results, known))
+    drawn = parity_figures.write(root / "docs" / "figures",
+                                  parity_results.fresh(results, known))
     write_atomic(root / "docs" / "parity.md", page(known, results, judged))
     say("wrote docs/parity.md" + (f" and drew {', '.join(drawn)}" if drawn else ""))
     return [*parity_results.stale(results, known), *parity_judge.failures(judged)]
@@ -79,58 +83,58 @@ def gather(root):
     return known, counted, results, parity_judge.verdicts(known, counted, results, notes)
 
 
-def fresh(results, known):
-    """Return the results that are of the rows' current configurations."""
-    return {name: content for name, content in results.items()
-            if name in known and content["config_hash"] == known[name].hash}
-
-
 def page(known, results, judged):
     """Return the text of docs/parity.md.
 
     known: {name: Recipe}. results: see parity_results.read. judged: list of Verdict.
     """
+    current = parity_results.fresh(results, known)
     lines = [_INTRODUCTION, "## Summary", "", *_summary(judged), ""]
     for report in parity_rows.reports():
         of_report = [v for v in judged if v.number.report == report]
         lines += [f"## {_TITLES[report]}", ""]
         for table in dict.fromkeys(v.number.table for v in of_report):
             lines += [f"### {report}: {table.replace('_', ' ')}", "",
-                      *_table([v for v in of_report if v.number.table == table], known), ""]
-        lines += _figures(report, fresh(results, known))
-    return "\n".join([*lines, *_unpublished(known, results), *_runs(results)]).rstrip() + "\n"
+                      *_table([v for v in of_report if v.number.table == table], known, current),
+                      ""]
+        lines += _figures(report, current)
+    return "\n".join([*lines, *_unpublished(known, current), *_runs(results)]).rstrip() + "\n"
 
 
 def _summary(judged):
     """The table at the top: a line per report, and their sum."""
-    lines = ["| report | parameter counts that hold | other numbers | measured | hold | "
-             "outside, explained | outside | not measured | need ImageNet weights | times, not "
-             "judged |", "| --- " + "| ---: " * 9 + "|"]
+    lines = ["| report | printed parameter counts that hold | other numbers | hold, of those measured "
+             "in 10 epochs or more | hold, of those measured in fewer, with wide limits | outside, "
+             "noted | outside | not measured | need ImageNet weights | times, not judged |",
+             "| --- " + "| ---: " * 9 + "|"]
     for report in (*parity_rows.reports(), "all"):
         of_report = [v for v in judged if report in (v.number.report, "all")]
         counts = [v for v in of_report if v.number.metric == "params"
-                  and v.status != parity_judge.NEEDS_WEIGHTS]
+                  and v.number.source != "recount" and v.status != parity_judge.NEEDS_WEIGHTS]
         times = [v for v in of_report if _is_time(v)]
-        others = [v for v in of_report if v not in counts and v not in times]
+        others = [v for v in of_report if v.number.metric != "params" and not _is_time(v)]
         number = {status: sum(v.status == status for v in others)
                   for status in parity_judge.STATUSES}
-        measured = sum(number[status] for status in (
-            parity_judge.WITHIN, parity_judge.EXPLAINED, parity_judge.OUTSIDE))
-        held, explained = (sum(v.status == status for v in counts)
-                           for status in (parity_judge.WITHIN, parity_judge.EXPLAINED))
-        cells = (f"{held} of {len(counts)}" + f", {explained} explained" * bool(explained),
-                 len(others), measured, number[parity_judge.WITHIN],
-                 number[parity_judge.EXPLAINED], number[parity_judge.OUTSIDE],
+        cells = (_held(counts), len(others), _held(others, long=True), _held(others, long=False),
+                 number[parity_judge.NOTED], number[parity_judge.OUTSIDE],
                  number[parity_judge.NOT_MEASURED] + number[parity_judge.STALE],
                  number[parity_judge.NEEDS_WEIGHTS], len(times))
         lines.append(f"| {report} | {' | '.join(map(str, cells))} |")
     return lines
 
 
-def _table(judged, known):
+def _held(judged, long=None):
+    """Return "HELD of MEASURED", of long or of short runs where `long` says so."""
+    measured = [v.status == parity_judge.WITHIN for v in judged if v.status in (
+        parity_judge.WITHIN, parity_judge.NOTED, parity_judge.OUTSIDE)
+        and long in (None, parity_judge.is_long(v.number, v.epochs))]
+    return f"{sum(measured)} of {len(measured)}"
+
+
+def _table(judged, known, results):
     """One table of a report, and the reasons and remarks on its numbers."""
-    lines = ["| row | number | published | ours | difference | holds | run again |",
-             "| --- | --- | ---: | ---: | ---: | --- | --- |"]
+    lines = ["| row | number | published | limit | ours | difference | holds | run again |",
+             "| --- | --- | ---: | ---: | ---: | ---: | --- | --- |"]
     remarks, shown = {}, None
     order = list(dict.fromkeys(v.row for v in judged))
     for v in sorted(judged, key=lambda v: order.index(v.row)):
@@ -138,12 +142,14 @@ def _table(judged, known):
         shown = v.row
         name = v.row.partition("/")[2]
         lines.append("| " + " | ".join((
-            f"`{name}`" if new else "", _number(v.number), _published(v.number), _ours(v),
-            _difference(v), _MARKS.get(v.status, v.status),
-            _command(v.row) if new and v.row in known and known[v.row].needs_run else "")) + " |")
+            f"`{name}`" if new else "", _number(v.number), _published(v.number),
+            _limit(v, known), _ours(v), _difference(v), _MARKS.get(v.status, v.status),
+            _command(v.row, known, results) if new and v.row in known
+            and known[v.row].needs_run else "")) + " |")
         known_to_all = v.number.source == "recount" or v.number.metric == "kaggle_accuracy"
         note = "" if known_to_all else v.number.note  # the page's beginning says it
-        remark = "; ".join(text for text in (v.reason, note) if text)
+        outside = f"outside: {v.note.reason}" if v.note else ""
+        remark = "; ".join(text for text in (outside, note) if text)
         if remark:
             remarks.setdefault(remark, {})[f"`{name}`"] = True
     return [*lines, *([""] if remarks else []),
@@ -202,8 +208,18 @@ def _is_time(verdict):
     return _is_clock(verdict.number)
 
 
-def _command(row):
+def _command(row, known, results):
+    """Return the command that measures what is missing of a row, or trains it again."""
+    if all(parity_results.has_seed(results, known[row], seed) for seed in (0, 1, 2)):
+        return f"`python -m jaxcifar.main --config={known[row].spec} --seeds=0,1,2`"
     return f"`python scripts/parity.py --rows='{row}'`"
+
+
+def _limit(verdict, known):
+    """Return the worst value that holds, "" where none is judged or the count must be equal."""
+    epochs = known[verdict.row].config.epochs if verdict.row in known else verdict.epochs
+    worst = parity_judge.limit(verdict.number, epochs)
+    return "" if worst is None else f"{worst:.{_digits(verdict.number)}f}"
 
 
 def _figures(report, results):
@@ -215,7 +231,8 @@ def _figures(report, results):
         if not panels:
             lines += [f"Figure \"{figure.title}\": nothing of it is measured yet.", ""]
             continue
-        left = f" {missing} of its curves are not measured yet." if missing else ""
+        curves = "curve is" if missing == 1 else "curves are"
+        left = f" {missing} more {curves} not measured yet." if missing else ""
         lines += [f"![{figure.title}](figures/{figure.name}.png)", "",
                   f"{figure.title}: mean over seeds, band of one standard deviation, as far as "
                   f"every seed went.{left}", ""]
@@ -225,11 +242,12 @@ def _figures(report, results):
 def _unpublished(known, results):
     """Rows that were measured and have no published number."""
     lines = []
-    for name, content in fresh(results, known).items():
+    for name, content in results.items():
         if known[name].needs_run:
             continue
         cells = [_mean_of(content, metric) for metric in ("val_accuracy", "test_accuracy")]
-        lines.append(f"| `{name}` | {' | '.join(cells)} | {_command(name)} |")
+        lines.append(f"| `{name}` | {' | '.join(cells)} | "
+                     f"{_command(name, known, results)} |")
     if not lines:
         return []
     return ["## Measured, without a published number", "",
@@ -273,11 +291,13 @@ def _each(values):
 def _device(record):
     device = record["device"]
     if device["platform"] == "cpu":
-        return f"{device['host_cores']} cores of {device['host']}"
+        cores = device["host_cores"]
+        return f"{cores} core{'s' * (cores > 1)} of {device['host']}"
     return f"{device['count']} x {device['kind']}"
 
 
 def _commit(record):
-    if not record["commit"]:
-        return "unknown"
-    return record["commit"][:8] + ("+" if record["dirty"] else "")
+    """Return the commits that a seed was trained at, a resumed one's in the order of its starts."""
+    commits = [*record.get("earlier_commits", ()), record["commit"]]
+    names = _each(commit[:8] if commit else "unknown" for commit in commits)
+    return names + "+" * bool(record["dirty"])

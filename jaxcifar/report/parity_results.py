@@ -56,14 +56,20 @@ def stale(results, known):
     return lines
 
 
+def fresh(results, known):
+    """Return the results that are of the rows' current configurations."""
+    return {name: content for name, content in results.items()
+            if name in known and content["config_hash"] == known[name].hash}
+
+
 def record(folder):
     """Return (config.json's content, record) of a finished run's folder.
 
     A record has: values, of the selected epoch (test_, val_) and of the last one (train_), accuracy
     in percent; params; selection; epochs; seconds of compilation and epochs (one that was
     interrupted counts as the mean of the others; None if all were); seconds_per_epoch, the median of
-    whole ones; device; versions; commit, and dirty (whether tracked files differed from it); run_hash;
-    curves, a value per epoch with 4 decimals. What was not finite is None. Raises UserError where
+    whole ones; device; versions; commit, that of the run's last start, earlier_commits of those before,
+    if any, and dirty (whether tracked files differed from one of them); run_hash; curves, a value per epoch with 4 decimals. What was not finite is None. Raises UserError where
     the folder does not hold a finished run, or its files are of different runs.
     """
     folder = pathlib.Path(folder)
@@ -142,7 +148,7 @@ def has_seed(results, recipe, seed):
 
 def _record(result, rows):
     chosen = result["selection"]["epoch"]
-    environment = result["environment"]
+    environment, earlier = result["environment"], result.get("earlier_environments", ())
     last, selected = rows[-1], rows[chosen - 1]
     values = {key: row.get(key) for split, row in (("train", last), ("val", selected))
               for key in (f"{split}_loss", f"{split}_accuracy")}
@@ -164,7 +170,8 @@ def _record(result, rows):
                    "host_cores": environment["host_cores"]},
         "versions": {name: environment.get(name) for name in _PACKAGES},
         "commit": environment["git_commit"],
-        "dirty": environment["git_dirty"],
+        "dirty": any(place["git_dirty"] for place in earlier) or environment["git_dirty"],
+        **({"earlier_commits": [place["git_commit"] for place in earlier]} if earlier else {}),
         "run_hash": result["config_hash"],
         "curves": {key: [_rounded(value) for value in curve] for key, curve in curves.items()
                    if any(value is not None for value in curve)},

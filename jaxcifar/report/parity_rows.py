@@ -97,7 +97,7 @@ def select(known, patterns):
     from elsewhere. Raises UserError where a glob matches nothing.
     """
     chosen = set()
-    for pattern in patterns.split(","):
+    for pattern in map(str.strip, patterns.split(",")):
         found = {name for name, recipe in known.items() if _matches(recipe, pattern)}
         if not found:
             names = [n for recipe in known.values() for n in (recipe.name, *recipe.aliases)]
