@@ -106,6 +106,7 @@ def summary(config, seeds, workdir):
       measured)}}, "selection", "environment": what all runs have alike, "runs": one entry each,
       with the rest}. Accuracies are in percent. "last_" is the last epoch; "best_val_" the best
       epoch on validation; "best_test_", the best epoch on test, is a look at the test set.
+      "epoch_seconds" is of all epochs; of seeds trained at once, a seed's share.
     """
     results = [_result(workdir, seed) for seed in seeds]
     values = [_measured(result, run_folder.read_rows(workdir / f"seed{seed}"))
@@ -153,7 +154,8 @@ def _measured(result, rows):
             column = [row[key] for row in rows if row.get(key) is not None]
             if split != "train" and column:
                 measured[f"best_{key}"] = best(column)
-    return measured | {"epochs": result["epochs"], "epoch_seconds": result["seconds"]["epochs"]}
+    return measured | {"epochs": result["epochs"],
+                       "epoch_seconds": sum(map(run_folder.epoch_seconds, rows))}
 
 
 def _shared(config, pending, way, say):

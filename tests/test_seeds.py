@@ -91,8 +91,11 @@ def test_together_equals_one_by_one(one_by_one, tmp_path):
     rates = [row["learning_rate"] for row in tiny.rows(folder / "seed0")]
     assert rates[-1] < rates[0], "the plateau lowered the rate"
     assert both["metrics"].keys() == alone["metrics"].keys()
-    sizes = [row["seeds_at_once"] for row in run_folder.read_rows(tmp_path / "seed2")]
+    rows = run_folder.read_rows(tmp_path / "seed2")
+    sizes = [row["seeds_at_once"] for row in rows]
     assert sizes[0] == 3 and both["runs"][2]["seeds_at_once"] == sizes[-1]
+    assert both["metrics"]["epoch_seconds"]["values"][2] == pytest.approx(
+        sum(row["seconds"] / size for row, size in zip(rows, sizes, strict=True)))
     for seed in SEEDS:
         assert re.search(rf"^seed {seed}  epoch 1/6", printed, re.MULTILINE), printed
 
