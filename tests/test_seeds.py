@@ -11,7 +11,7 @@ import tiny
 from test_invariants import StopAfter
 
 from jaxcifar import config as config_lib
-from jaxcifar import programs, run_folder, seeds, together, train
+from jaxcifar import parallel, programs, run_folder, seeds, together, train
 from jaxcifar.checkpoint import Checkpoints
 from jaxcifar.errors import UserError
 from jaxcifar.report import seeds as report
@@ -210,8 +210,29 @@ def test_one_seed_has_no_deviation_and_finished_seeds_are_not_trained_again(tmp_
     _, printed = run(tmp_path, way="auto", chosen=[3], **short)
     assert "finished before: 3" in printed and "epoch 1/1" not in printed
     assert (tmp_path / "seed3" / "result.json").stat().st_mtime_ns == before
+    more, printed = run(tmp_path, way="no", chosen=[2], **short)
+    assert more["seeds"] == [2, 3], "the summary takes in what was finished before"
+    assert more["metrics"]["test_accuracy"]["values"][1] == entry["mean"]
+    assert "2 run(s) of" in printed and json.loads((tmp_path / "seeds.json").read_text()) == more
     with pytest.raises(UserError, match="config.optimizer.momentum: 0.9 there, 0.5 here"):
         run(tmp_path, way="no", chosen=[4], **short, optimizer__momentum=0.5)
+
+
+def test_a_lower_rate_is_accepted_after_a_first_epoch_that_diverged(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        poison_seed_one(patch)
+        with pytest.raises(train.NonFiniteLoss, match="lower config.optimizer.learning_rate"):
+            run(tmp_path, way="no", chosen=[1], **EVERYTHING | {"epochs": 1})
+    result, _ = run(tmp_path, way="no", chosen=[1], **EVERYTHING | {"epochs": 1},
+                    optimizer__learning_rate=0.01)
+    assert result["seeds"] == [1]
+
+
+def test_the_other_processes_do_not_wait_when_the_first_refuses_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "is_primary", lambda: False)
+    monkeypatch.setattr(parallel, "agree_on", lambda number: 1)  # process 0 said so
+    with pytest.raises(UserError, match="process 0 could not use this --workdir"):
+        run(tmp_path, way="no")
 
 
 def test_statistics():
