@@ -6,7 +6,8 @@
 The same command goes on with the study until it has that many trials in all. The same command in
 another shell takes part; other machines do with --storage (a database's URL, or journal:FILE on a
 shared disk). WORKDIR then has study.json, study.csv, history.png, slices.png, importance.png,
-trials/NNNN and best.py, the full recipe with the best trial's values, which jaxcifar.main trains.
+trials/NNNN and best.py, the full recipe with the best trial's values, which jaxcifar.main trains
+(best.py has the command; the run's folder is WORKDIR/best_trialN).
 Default WORKDIR: studies/CONFIG[_VARIANT]. Exit codes are those of jaxcifar.main.
 """
 
@@ -254,14 +255,17 @@ def _conclude(config, search, name, limit, shared, workdir, say):
         say(f"no trial is complete; see {workdir / 'study.csv'}")
         return content
     path = workdir / "best.py"
+    # Not main's default, runs/best, which would be that of every study.
+    command = (f"python -m jaxcifar.main --config={path} "
+               f"--workdir={workdir / 'best_trial'}{best['number']}")
     doc = (f"The best of {kinds.count('complete')} complete trials of the study {name}: trial "
-           f"{best['number']}.\n\n    python -m jaxcifar.main --config={path}\n\n"
+           f"{best['number']}.\n\n    {command}\n\n"
            f"Its {search.objective} was {best['value']:.6g} after {len(best['epochs'])} epoch(s). "
            "This is the full recipe with its values.")
     run_folder.write_atomic(
         path, report.config_source(search.full_config(config, best["params"]), doc))
     say(f"best: trial {best['number']}, {search.objective} {best['value']:.6g}: "
-        f"{_params_text(best['params'])}\ntrain it: python -m jaxcifar.main --config={path}")
+        f"{_params_text(best['params'])}\ntrain it: {command}")
     return content
 
 

@@ -107,7 +107,8 @@ def test_a_study_trains_writes_tables_plots_and_the_best_recipe(tmp_path):
     expected = chosen.full_config(recipe(), best["params"])
     assert config_lib.to_dict(config) == config_lib.to_dict(expected)
     assert config.epochs == 4 and config.epoch_fraction == 1.0
-    assert f"--config={tmp_path / 'best.py'}" in printed
+    command = f"--config={tmp_path}/best.py --workdir={tmp_path}/best_trial{best['number']}\n"
+    assert command in printed and command in (tmp_path / "best.py").read_text()
     assert not list((tmp_path / "workers").glob("[!t]*")), "only the lock of turns is left"
 
 
