@@ -27,3 +27,8 @@ def nearest(name, known):
     """Return " (did you mean 'NAME'?)" with the nearest of the known names, or ""."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def first_line(error):
+    """Return the first line of an exception's message, or its type's name where there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

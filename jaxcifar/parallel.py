@@ -231,6 +231,23 @@ def agree_on(number):
     return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
+def in_first(act, what):
+    """Call `act` in process 0, and return what it returns; None in the other processes.
+
+    what: it is to do, such as "open the run folder", for the others' message. Raises UserError in
+    all of them where it does in process 0: they must not wait for that one in vain.
+    """
+    result, error = None, None
+    if is_primary():
+        try:
+            result = act()
+        except UserError as caught:
+            error = caught
+    if agree_on(error is not None):
+        raise error or UserError(f"process 0 could not {what}: see what it printed")
+    return result
+
+
 def share(tree):
     """Return process 0's tree of numpy arrays on every process; all pass trees of the same shapes."""
     if jax.process_count() == 1:

@@ -39,18 +39,10 @@ class Run:
         self._task, self._data_digest = task, data_digest
         self.workdir = pathlib.Path(workdir)
         self._template = jax.tree.map(np.asarray, create_state(task, task.config.seed))
-        self._checkpoints, restored, error = None, None, None
         self.environments = [environment.environment()]
-        first, self.origin = self._template, []
-        if parallel.is_primary():
-            try:
-                restored = self._open()
-                if restored is None:
-                    first, self.origin = init_from.start(task, self._template)
-            except UserError as caught:  # the others must not wait for this process in vain
-                error = caught
-        if parallel.agree_on(error is not None):
-            raise error or UserError("process 0 could not open the run folder: see what it printed")
+        self._checkpoints = None
+        begun = parallel.in_first(self._begin, "open the run folder")
+        restored, first, self.origin = begun or (None, self._template, [])
         self.resumed = bool(parallel.agree_on(restored is not None))
         self.state = parallel.share(restored or first)
         self.log = logs.RunLog(
@@ -59,12 +51,16 @@ class Run:
             progress=task.config.progress)
         self.log.write_config(config_lib.to_dict(task.config))
 
+    def _begin(self):
+        """Return (state of the newest checkpoint or None, state of a new run, its origin)."""
+        restored = self._open()
+        if restored is not None:
+            return restored, self._template, []
+        return None, *init_from.start(self._task, self._template)
+
     def _open(self):
         """Return the state of the newest checkpoint, or None; nothing of another run is touched."""
-        folder, rows = self.workdir / "checkpoints", self.workdir / "metrics.jsonl"
-        if (any(folder.glob("*")) or (self.workdir / "result.json").exists()
-                or rows.exists() and rows.stat().st_size):
-            refuse_other_config(self._task.config, self.workdir)
+        refuse_other_config(self._task.config, self.workdir)
         run_folder.hold(self.workdir)
         self._checkpoints = Checkpoints(self.workdir)
         restored = self._checkpoints.restore_latest(self._template)
@@ -154,12 +150,19 @@ class Run:
 
 
 def refuse_other_config(config, workdir):
-    """Check that a run folder's config.json agrees with `config` in every field that matters.
+    """Check that the run in a folder, if any, agrees with `config` in every field that matters.
+
+    Where a training left neither checkpoint nor row nor result, as one does that diverges at once,
+    there is none, whatever config.json says.
 
     Raises:
       UserError: names the fields that differ, with both values.
     """
-    path = pathlib.Path(workdir) / "config.json"
+    workdir = pathlib.Path(workdir)
+    path, rows = workdir / "config.json", workdir / "metrics.jsonl"
+    if not (any((workdir / "checkpoints").glob("*")) or (workdir / "result.json").exists()
+            or rows.exists() and rows.stat().st_size):
+        return
     try:
         there = config_lib.flatten(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:

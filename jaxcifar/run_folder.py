@@ -100,6 +100,11 @@ def read_rows(workdir):
     return rows
 
 
+def epoch_seconds(row):
+    """Return the seconds that a row's epoch took; of seeds trained at once, one seed's share."""
+    return row["seconds"] / row.get("seeds_at_once", 1)
+
+
 def write_rows(workdir, rows):
     """Replace metrics.jsonl by `rows`, atomically. Raises UserError if it cannot be written."""
     write_atomic(pathlib.Path(workdir) / "metrics.jsonl", "".join(map(_line, rows)))

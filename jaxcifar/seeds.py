@@ -3,7 +3,8 @@
     python -m jaxcifar.main --config=configs/architectures.py:mlp_s --seeds=0-2 --workdir=runs/mlp
 
 Each seed has an ordinary, resumable run folder (seed0, seed1, ...), equal to what the configuration
-with that seed leaves; seeds.json and curves.png beside them say what they have in common.
+with that seed leaves; seeds.json and curves.png beside them say what they have in common. They take
+in every finished seed of the folder, so that --seeds=3,4 adds two to the three above.
 
 A seed decides initialisation, order, augmentation and dropout. The split into training and
 validation set is `config.split_seed`'s, the same for every seed: then the standard deviation is
@@ -53,11 +54,13 @@ def run(config, seeds, workdir, *, way="auto", stop=lambda: 0, stream=None):
 
     Args:
       config: configuration; its own seed plays no part. seeds: ints. workdir: folder of the runs.
-      way: "yes", all seeds at once (see jaxcifar.together); "no", one by one; "auto", the faster.
+      way: "yes", all seeds at once (see jaxcifar.together); "no", one by one; "auto", the faster,
+        on CPU one by one.
       stop, stream: as `train.fit`.
 
     Returns:
-      The content of seeds.json, a dict; see `summary`. None in every process but the first.
+      The content of seeds.json, a dict; see `summary`. It takes in every finished seed of this
+      configuration that `workdir` holds, in ascending order. None in every process but the first.
 
     Raises:
       UserError: as `train.fit`, or `workdir` holds something else, or way "yes" on several devices.
@@ -68,13 +71,14 @@ def run(config, seeds, workdir, *, way="auto", stop=lambda: 0, stream=None):
     train.check(config)
     train.configure_jax(config)
     workdir = pathlib.Path(workdir)
-    _refuse_other(config, workdir)
+    parallel.in_first(lambda: _refuse_other(config, workdir), "use this --workdir")
 
     def say(text):
         if parallel.is_primary():
             print(f"seeds: {text}", file=sys.stdout if stream is None else stream, flush=True)
 
-    pending = [seed for seed in seeds if not _finished(config, seed, workdir)]
+    pending = [seed for seed in seeds if not parallel.agree_on(
+        parallel.is_primary() and _finished(config, seed, workdir))]
     if len(pending) < len(seeds):
         say(f"finished before: {', '.join(str(s) for s in seeds if s not in pending)}")
     shared = _shared(config, pending, way, say)
@@ -85,15 +89,19 @@ def run(config, seeds, workdir, *, way="auto", stop=lambda: 0, stream=None):
         for seed in pending:
             say(f"seed {seed}")
             _fit(config, seed, workdir, stop, stream, cache)
-    if not parallel.is_primary():
-        return None
+    return _conclude(config, workdir, say) if parallel.is_primary() else None
+
+
+def _conclude(config, workdir, say):
+    """Write and print what all finished seeds in the folder have in common; return seeds.json."""
+    seeds = [seed for seed in _seeds_there(workdir) if _finished(config, seed, workdir)]
     result = summary(config, seeds, workdir)
     run_folder.write_json(workdir / "seeds.json", result)
     report.curves([run_folder.read_rows(workdir / f"seed{seed}") for seed in seeds],
                   workdir / "curves.png",
                   title=f"{config.model.name} on {config.dataset}, {len(seeds)} seed(s)")
-    say(f"{len(seeds)} run(s) of {config.model.name} on {config.dataset}; see {workdir}\n"
-        + report.table(result))
+    say(f"{len(seeds)} run(s) of {config.model.name} on {config.dataset}, all that are finished in "
+        f"{workdir}\n{report.table(result)}")
     return result
 
 
@@ -106,6 +114,7 @@ def summary(config, seeds, workdir):
       measured)}}, "selection", "environment": what all runs have alike, "runs": one entry each,
       with the rest}. Accuracies are in percent. "last_" is the last epoch; "best_val_" the best
       epoch on validation; "best_test_", the best epoch on test, is a look at the test set.
+      "epoch_seconds" is of all epochs; of seeds trained at once, a seed's share.
     """
     results = [_result(workdir, seed) for seed in seeds]
     values = [_measured(result, run_folder.read_rows(workdir / f"seed{seed}"))
@@ -153,7 +162,8 @@ def _measured(result, rows):
             column = [row[key] for row in rows if row.get(key) is not None]
             if split != "train" and column:
                 measured[f"best_{key}"] = best(column)
-    return measured | {"epochs": result["epochs"], "epoch_seconds": result["seconds"]["epochs"]}
+    return measured | {"epochs": result["epochs"],
+                       "epoch_seconds": sum(map(run_folder.epoch_seconds, rows))}
 
 
 def _shared(config, pending, way, say):
@@ -182,24 +192,23 @@ def _fit(config, seed, workdir, stop, stream, cache):
 
 def _refuse_other(config, workdir):
     """Refuse a folder that holds a single run, or seeds of another configuration."""
-    if not parallel.is_primary():
-        return
     if (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists():
         raise UserError(f"{workdir} holds a single run: choose another --workdir for several seeds")
-    for path in sorted(workdir.glob("seed*/config.json")):
-        seed = path.parent.name.removeprefix("seed")
-        if seed.isdigit():
-            refuse_other_config(together.with_seed(config, int(seed)), path.parent)
+    for seed in _seeds_there(workdir):
+        refuse_other_config(together.with_seed(config, seed), workdir / f"seed{seed}")
+
+
+def _seeds_there(workdir):
+    """Return the seeds that have a folder, in ascending order."""
+    names = [path.name for path in workdir.glob("seed*")]
+    return sorted(int(name[4:]) for name in names if re.fullmatch(r"seed(0|[1-9]\d*)", name))
 
 
 def _finished(config, seed, workdir):
     """Return whether a seed's folder holds the result of this configuration."""
-    finished = False
-    if parallel.is_primary():
-        result = _result(workdir, seed)
-        expected = config_lib.config_hash(together.with_seed(config, seed))
-        finished = bool(result) and result.get("config_hash") == expected
-    return bool(parallel.agree_on(finished))
+    result = _result(workdir, seed)
+    expected = config_lib.config_hash(together.with_seed(config, seed))
+    return bool(result) and result.get("config_hash") == expected
 
 
 def _result(workdir, seed):

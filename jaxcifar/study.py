@@ -8,13 +8,15 @@ ends, and what a process left running is then seen to be lost.
 import contextlib
 import math
 import pathlib
+import re
+import urllib.parse
 import uuid
 import warnings
 
 import numpy as np
 
 from jaxcifar import run_folder
-from jaxcifar.errors import UserError, unknown
+from jaxcifar.errors import UserError, first_line, unknown
 
 # How a trial ends: its kind, and Optuna's state. Optuna's TPE learns from COMPLETE and PRUNED, so
 # what the parameters are to blame for is PRUNED, and FAIL is what may go better the next time.
@@ -36,7 +38,11 @@ def load_optuna():
 
 
 class Study:
-    """A study, and this process's part in it. A context manager: leaving it ends that part."""
+    """A study, and this process's part in it.
+
+    A context manager: leaving it ends that part. A trial that it leaves running is ended, to be
+    tried again, and a storage that failed is a UserError.
+    """
 
     def __init__(self, workdir, name, search, declaration, *, storage="", seed=0):
         """Open a study, or create it.
@@ -51,29 +57,36 @@ class Study:
           UserError: no Optuna, no such storage, or the study was declared otherwise.
         """
         self._optuna, self._workdir, self._seed = load_optuna(), pathlib.Path(workdir), seed
+        self._url = storage or f"sqlite:///{self._workdir / 'study.db'}"
+        self._errors = _storage_errors(self._optuna)
         self._worker = uuid.uuid4().hex[:12]
+        self._running = {}  # {number: Trial}, what this process took and has not ended
         self._locks = contextlib.ExitStack()
         with run_folder.writing(self._workdir):
             (self._workdir / "workers").mkdir(parents=True, exist_ok=True)
         with self._alone():  # two processes must not both create the tables
-            self._study = self._optuna.create_study(
-                storage=_storage(self._optuna, storage, self._workdir), study_name=name,
-                direction=search.direction, pruner=_pruner(self._optuna, search),
-                load_if_exists=True)
-            there = self._study.user_attrs.get("declaration")
-            if there is None:
-                self._study.set_user_attr("declaration", declaration)
-            elif there != declaration:
-                raise UserError(_otherwise(name, declaration, there))
-        path = self._worker_file(self._worker)
-        self._locks.callback(path.unlink, missing_ok=True)
-        self._locks.enter_context(_locked(path))
+            backend = _storage(self._optuna, self._url)
+            try:
+                self._open(backend, name, search, declaration)
+            except self._errors as error:
+                raise _failed(self._url, error) from error
+        self._locks.enter_context(_locked(self._worker_file(self._worker)))
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._locks.close()
+    def __exit__(self, _, error, __):
+        ended = False
+        try:
+            with contextlib.suppress(*self._errors):
+                self._end_running(error)
+                ended = True
+        finally:
+            self._locks.close()
+        if ended:  # else the file tells the next process here that the trial is lost
+            self._worker_file(self._worker).unlink(missing_ok=True)
+        if isinstance(error, self._errors):
+            raise _failed(self._url, error) from error
 
     def take(self, limit, *, retry_running=False):
         """Return the next Trial of a study of `limit` trials, or None where none is left to take.
@@ -88,11 +101,13 @@ class Study:
             if not waiting and len(_originals(trials)) >= limit:
                 return None
             trial = self._study.ask()
+            self._running[trial.number] = trial
             trial.set_user_attr("worker", self._worker)
         if "first" not in trial.user_attrs:
             before = [t for t in _originals(self._trials()) if t.number < trial.number]
             if len(before) >= limit:  # another machine took the last one at the same moment
                 trial.set_user_attr("kind", "surplus")
+                del self._running[trial.number]  # it counts for nothing, whatever becomes of it
                 self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
                 return None
         # From (seed, number), so that a study goes on as if it had never been interrupted.
@@ -115,6 +130,7 @@ class Study:
         trial.set_user_attr("kind", kind)
         trial.set_user_attr("reason", reason)
         self._study.tell(trial, value, state=self._optuna.trial.TrialState[state])
+        self._running.pop(trial.number, None)
         if again:
             self._enqueue(trial, failures + (kind != "stopped"),
                           trial.user_attrs.get("seed_shift", 0) + (kind == "diverged"))
@@ -140,12 +156,36 @@ class Study:
     def _trials(self):
         return self._study.get_trials(deepcopy=False)
 
+    def _open(self, backend, name, search, declaration):
+        """Load the study from Optuna's storage, or create it; UserError: it is another one."""
+        self._study = self._optuna.create_study(
+            storage=backend, study_name=name, direction=search.direction,
+            pruner=_pruner(self._optuna, search), load_if_exists=True)
+        there = self._study.user_attrs.get("declaration")
+        if there is None:
+            self._study.set_user_attr("declaration", declaration)
+        elif there != declaration:
+            raise UserError(_otherwise(name, declaration, there))
+
     def _enqueue(self, trial, failures, seed_shift):
         first = trial.user_attrs.get("first", trial.number)
-        self._study.enqueue_trial(trial.params, user_attrs={
+        there = next(t for t in self._trials() if t.number == trial.number)
+        self._study.enqueue_trial(_params(there), user_attrs={
             "first": first, "failures": failures, "seed_shift": seed_shift})
 
+    def _end_running(self, error):
+        """End what this process has not ended: as failed by an error, else as stopped."""
+        if not self._running:
+            return
+        states = {t.number: t.state.name for t in self._trials()}
+        kind = "error" if isinstance(error, Exception) else "stopped"
+        reason = first_line(error) if error else "left before its end"
+        for number, trial in list(self._running.items()):
+            if states[number] == "RUNNING":  # another machine may have failed it: retry_running
+                self.end(trial, kind, reason=reason)
+
     def _fail_lost(self, retry_running):
+        ended = set()
         for trial in self._trials():
             worker = trial.user_attrs.get("worker")
             if trial.state.name != "RUNNING" or worker == self._worker:
@@ -158,7 +198,9 @@ class Study:
                 if failures < _MOST_FAILURES:
                     self._enqueue(trial, failures + 1, trial.user_attrs.get("seed_shift", 0))
                 if here:
-                    path.unlink(missing_ok=True)
+                    ended.add(path)
+        for path in ended:  # last, since a process may have left several trials
+            path.unlink(missing_ok=True)
 
     def _alone(self):
         """Keep the other processes of this WORKDIR from opening or taking meanwhile."""
@@ -186,25 +228,87 @@ def _record(trial):
         "retry_of": attrs.get("first"), "folder": attrs.get("folder"),
         "config_hash": attrs.get("config_hash"), "seed": attrs.get("seed"),
         "seconds": trial.duration.total_seconds() if trial.duration else None,
-        "params": dict(trial.params or trial.system_attrs.get("fixed_params", {})),
-        "epochs": values}
+        "params": _params(trial), "epochs": values}
 
 
-def _storage(optuna, url, workdir):
+def _params(trial):
+    """Return a trial's parameters; those of a retry are known before it suggests them."""
+    return trial.system_attrs.get("fixed_params", {}) | trial.params
+
+
+def _storage(optuna, url):
     """Return Optuna's storage for a URL, see Study."""
-    from sqlalchemy.exc import SQLAlchemyError
-    url = url or f"sqlite:///{workdir / 'study.db'}"
     try:
         if url.startswith("journal:"):
-            backend = optuna.storages.journal.JournalFileBackend(url.removeprefix("journal:"))
-            return optuna.storages.JournalStorage(backend)
+            return optuna.storages.JournalStorage(_journal(optuna, url.removeprefix("journal:")))
         options = {"connect_args": {"timeout": _LOCK_SECONDS}} if url.startswith("sqlite:") else {}
         return optuna.storages.RDBStorage(url, engine_kwargs=options)
-    except (SQLAlchemyError, ImportError, OSError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except (*_storage_errors(optuna), ImportError, OSError, RuntimeError, ValueError) as error:
+        url, reason = _without_secrets(url, error)
         raise UserError(f"--storage={url} cannot be opened ({reason}): give journal:FILE, or a URL "
                         "such as sqlite:///FILE or mysql://USER@HOST/DATABASE whose driver is "
                         "installed") from error
+
+
+def _journal(optuna, path):
+    """Return Optuna's journal in a file, where what goes wrong with the file is a storage error."""
+    class Journal(optuna.storages.journal.JournalFileBackend):
+        def read_logs(self, log_number_from):
+            with failing():
+                yield from super().read_logs(log_number_from)
+
+        def append_logs(self, logs):
+            with failing():
+                super().append_logs(logs)
+
+    @contextlib.contextmanager
+    def failing():
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError) as error:
+            raise optuna.exceptions.StorageInternalError(str(error)) from error
+
+    return Journal(path)
+
+
+def _storage_errors(optuna):
+    """Return the exceptions of a storage that was opened."""
+    from sqlalchemy.exc import SQLAlchemyError
+    return optuna.exceptions.StorageInternalError, SQLAlchemyError
+
+
+def _failed(url, error):
+    """Return the UserError for a storage error; Optuna's own words say less than their cause."""
+    url, reason = _without_secrets(url, error.__cause__ or error)
+    return UserError(f"the study's storage {url} failed ({reason}): see that it can be reached and "
+                     "written; then the same command goes on from here")
+
+
+def _without_secrets(url, error):
+    """Return (a storage's URL, an error's first line), with *** for the URL's password and options.
+
+    A driver may name a part of a password that is not quoted: every word of it is masked.
+    """
+    shown, hidden = _masked(url)
+    words = set(re.split(r"\W+", f"{hidden} {urllib.parse.unquote(hidden)}"))
+    return shown, re.sub(r"\w+", lambda found: "***" if found[0] in words else found[0],
+                         first_line(error))
+
+
+def _masked(url):
+    """Return (a URL that may be a wrong one with *** for its secrets, what is hidden so)."""
+    if url.startswith(("journal:", "sqlite:")):  # a file has none
+        return url, ""
+    base, mark, options = url.partition("?")
+    if "@" in options:  # then the "?" may be the password's
+        scheme, mark, hidden = url.partition("://")
+        return (f"{scheme}://***", hidden) if mark else ("***", url)
+    user = re.match(r"(?:[\w+]+://)?+[^:]*", base)[0]
+    password, at, host = base[len(user):].rpartition("@")
+    if not at and not re.fullmatch(r":\d*(/.*)?", host):  # neither a host nor its port
+        password, host = host, ""
+    shown = f"{user}{':***' if password else ''}{at}{host}{mark}{'***' if options else ''}"
+    return shown, f"{password} {options}"
 
 
 def _pruner(optuna, search):

@@ -6,7 +6,8 @@
 The same command goes on with the study until it has that many trials in all. The same command in
 another shell takes part; other machines do with --storage (a database's URL, or journal:FILE on a
 shared disk). WORKDIR then has study.json, study.csv, history.png, slices.png, importance.png,
-trials/NNNN and best.py, the full recipe with the best trial's values, which jaxcifar.main trains.
+trials/NNNN and best.py, the full recipe with the best trial's values, which jaxcifar.main trains
+(best.py has the command; the run's folder is WORKDIR/best_trialN).
 Default WORKDIR: studies/CONFIG[_VARIANT]. Exit codes are those of jaxcifar.main.
 """
 
@@ -26,7 +27,7 @@ from absl import app, flags
 from jaxcifar import config as config_lib
 from jaxcifar import parallel, programs, run_folder, search_space, splits, study, train
 from jaxcifar import main as main_lib
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, first_line
 from jaxcifar.report import study as report
 from jaxcifar.task import create_task
 
@@ -118,11 +119,12 @@ def load_search(specification):
 
 def _one(config, search, workdir, shared, trial, cache, stop, say):
     """Run a trial to its end and record it; whatever happens to it, it does not stay running."""
-    params, value = search.suggest(trial), None
+    value = folder = None
     first = trial.user_attrs.get("first")
     retry = "" if first is None else f" (once more trial {first})"
-    say(f"trial {trial.number}{retry}: {_params_text(params)}")
     try:
+        params = search.suggest(trial)
+        say(f"trial {trial.number}{retry}: {_params_text(params)}")
         trial_config = search.trial_config(config, params)
         trial_config.seed += trial.user_attrs.get("seed_shift", 0)
         folder = _folder(trial, workdir, trial_config)
@@ -139,15 +141,15 @@ def _one(config, search, workdir, shared, trial, cache, stop, say):
         shared.end(trial, "stopped", reason=str(error))
         raise
     except Exception as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         if not _is_out_of_memory(error):
             shared.end(trial, "error", reason=reason)
             raise
         kind = "out_of_memory"
         cache.clear()
     again = shared.end(trial, kind, value=value, reason=reason)
-    # A trial is a short training, and only an interrupted one needs its state again.
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if folder:  # a trial is a short training, and only an interrupted one needs its state again
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     measured = f"{search.objective} {value:.6g}" if kind == "complete" else f"{kind}, {reason}"
     say(f"trial {trial.number}: {measured}{'; to be tried once more' if again else ''}")
 
@@ -254,24 +256,23 @@ def _conclude(config, search, name, limit, shared, workdir, say):
         say(f"no trial is complete; see {workdir / 'study.csv'}")
         return content
     path = workdir / "best.py"
+    # Not main's default, runs/best, which would be that of every study.
+    command = (f"python -m jaxcifar.main --config={path} "
+               f"--workdir={workdir / 'best_trial'}{best['number']}")
     doc = (f"The best of {kinds.count('complete')} complete trials of the study {name}: trial "
-           f"{best['number']}.\n\n    python -m jaxcifar.main --config={path}\n\n"
+           f"{best['number']}.\n\n    {command}\n\n"
            f"Its {search.objective} was {best['value']:.6g} after {len(best['epochs'])} epoch(s). "
            "This is the full recipe with its values.")
     run_folder.write_atomic(
         path, report.config_source(search.full_config(config, best["params"]), doc))
     say(f"best: trial {best['number']}, {search.objective} {best['value']:.6g}: "
-        f"{_params_text(best['params'])}\ntrain it: python -m jaxcifar.main --config={path}")
+        f"{_params_text(best['params'])}\ntrain it: {command}")
     return content
 
 
 def _is_out_of_memory(error):
     return isinstance(error, MemoryError) or (
         isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
-
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _params_text(params):

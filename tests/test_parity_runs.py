@@ -11,6 +11,7 @@ import parity_fakes
 import pytest
 from parity_fakes import ROOT
 
+from jaxcifar import run_folder
 from jaxcifar.errors import UserError
 from jaxcifar.report import parity, parity_results, parity_rows, parity_runs
 
@@ -99,6 +100,16 @@ def test_measured_seconds_refine_the_order(tmp_path):
     expected = parity_rows.seconds(KNOWN, COUNTED, results, "cpu")
     assert [r.name for r in parity_rows.by_cost([SMALL, NN], COUNTED, expected)] == [
         "cifar100/nn", "cifar100/cnn/32"]
+
+
+def test_seeds_trained_at_once_share_their_time(tmp_path):
+    folder = parity_fakes.write_run(tmp_path, NN, 1, epochs=4)
+    alone = parity_results.record(folder)[1]
+    assert (alone["seconds_per_epoch"], alone["seconds"]) == (2.0, 9.0)
+    rows = run_folder.read_rows(folder)
+    run_folder.write_rows(folder, [row | {"seeds_at_once": 2} for row in rows])
+    shared = parity_results.record(folder)[1]
+    assert (shared["seconds_per_epoch"], shared["seconds"]) == (1.0, 4.5)
 
 
 def test_merging_again_changes_nothing(tmp_path):

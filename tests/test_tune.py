@@ -107,7 +107,8 @@ def test_a_study_trains_writes_tables_plots_and_the_best_recipe(tmp_path):
     expected = chosen.full_config(recipe(), best["params"])
     assert config_lib.to_dict(config) == config_lib.to_dict(expected)
     assert config.epochs == 4 and config.epoch_fraction == 1.0
-    assert f"--config={tmp_path / 'best.py'}" in printed
+    command = f"--config={tmp_path}/best.py --workdir={tmp_path}/best_trial{best['number']}\n"
+    assert command in printed and command in (tmp_path / "best.py").read_text()
     assert not list((tmp_path / "workers").glob("[!t]*")), "only the lock of turns is left"
 
 
@@ -275,24 +276,9 @@ def test_what_another_machine_left_running_is_tried_again_on_request(tmp_path, m
         there.take(2)
         content, _ = run(tmp_path / "b", trials=2, storage=storage)
         assert kinds(content) == ["running", "complete"]
-    content, _ = run(tmp_path / "b", trials=2, storage=storage, retry_running=True)
+        content, _ = run(tmp_path / "b", trials=2, storage=storage, retry_running=True)
     assert kinds(content) == ["lost", "complete", "complete"]
     assert content["trials"][2]["retry_of"] == 0
-
-
-def test_two_machines_never_take_more_trials_than_asked_for(tmp_path, monkeypatch):
-    declaration = tune.declared(recipe(), search())
-    storage = f"sqlite:///{tmp_path / 'both.db'}"
-    with study.Study(tmp_path / "a", "study", search(), declaration, storage=storage) as one, (
-            study.Study(tmp_path / "b", "study", search(), declaration, storage=storage)) as two:
-        assert one.take(1) is not None
-        assert two.take(1) is None
-        real, answers = two._trials, [[]]
-        # As if both had looked before either took one.
-        monkeypatch.setattr(two, "_trials", lambda: answers.pop() if answers else real())
-        monkeypatch.setattr(two, "_fail_lost", lambda retry_running: None)
-        assert two.take(1) is None and not answers
-        assert [r["number"] for r in two.records()] == [0], "the surplus one does not count"
 
 
 def test_failures_are_recorded_and_tried_once_more(tmp_path, monkeypatch):
@@ -336,6 +322,21 @@ def test_a_model_that_is_refused_is_not_tried_again(tmp_path, monkeypatch):
     assert "more than config.max_params = 20,000" in refused[0]["reason"]
     with pytest.raises(UserError, match="the first 3 trials were all refused.*max_params"):
         run(tmp_path / "all", config=recipe(max_params=20))
+
+
+def test_whatever_ends_the_search_ends_its_trial(tmp_path, monkeypatch):
+    def ended(self, trial):
+        trial.suggest_float("optimizer.learning_rate", 1e-3, 1e-1, log=True)
+        raise error
+
+    pretend(monkeypatch)
+    for error in (KeyboardInterrupt, KeyError):
+        with monkeypatch.context() as patch, pytest.raises(error):
+            patch.setattr(Search, "suggest", ended)
+            run(tmp_path, trials=2)
+    content, _ = run(tmp_path, trials=2)
+    assert kinds(content) == ["stopped", "error", "complete", "complete"]
+    assert len({r["params"]["optimizer.learning_rate"] for r in content["trials"]}) == 2
 
 
 def test_any_other_error_ends_the_search_and_is_tried_again(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from jaxcifar import config as config_lib
 from jaxcifar.errors import UserError
 from jaxcifar.report import parity_rows
-from jaxcifar.run_folder import plain, read_rows, write_atomic
+from jaxcifar.run_folder import epoch_seconds, plain, read_rows, write_atomic
 
 _SPLITS = ("train", "val", "test")
 _PACKAGES = ("python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -68,9 +68,11 @@ def record(folder):
     A record has: values, of the selected epoch (test_, val_) and of the last one (train_), accuracy
     in percent; params; selection; epochs; seconds of compilation and epochs (one that was
     interrupted counts as the mean of the others; None if all were); seconds_per_epoch, the median of
-    whole ones; device; versions; commit, that of the run's last start, earlier_commits of those before,
-    if any, and dirty (whether tracked files differed from one of them); run_hash; curves, a value per epoch with 4 decimals. What was not finite is None. Raises UserError where
-    the folder does not hold a finished run, or its files are of different runs.
+    whole ones; both are one seed's share where seeds were trained at once; device; versions; commit,
+    that of the run's last start, earlier_commits of those before, if any, and dirty (whether tracked
+    files differed from one of them); run_hash; curves, a value per epoch with 4 decimals. What was
+    not finite is None. Raises UserError where the folder does not hold a finished run, or its files
+    are of different runs.
     """
     folder = pathlib.Path(folder)
     try:
@@ -153,7 +155,8 @@ def _record(result, rows):
     values = {key: row.get(key) for split, row in (("train", last), ("val", selected))
               for key in (f"{split}_loss", f"{split}_accuracy")}
     values |= {key: result[key] for key in ("test_loss", "test_accuracy")}
-    whole = [row["seconds"] for row in rows if "resumed_at" not in row] or None
+    whole = [epoch_seconds(row) for row in rows if "resumed_at" not in row] or None
+    compiled_for = max(row.get("seeds_at_once", 1) for row in rows)
     curves = {f"{split}_{metric}": [row.get(f"{split}_{metric}") for row in rows]
               for split in _SPLITS for metric in ("loss", "accuracy")}
     return {
@@ -161,7 +164,7 @@ def _record(result, rows):
         "params": result["params"],
         "selection": result["selection"],
         "epochs": result["epochs"],
-        "seconds": whole and round(result["seconds"]["compile"]
+        "seconds": whole and round(result["seconds"]["compile"] / compiled_for
                                    + statistics.mean(whole) * len(rows), 1),
         "seconds_per_epoch": whole and round(statistics.median(whole), 2),
         "peak_device_bytes": result.get("peak_device_bytes"),
