@@ -10,6 +10,8 @@ from jaxcifar import metrics, steps, streams
 from jaxcifar.state import zero_sums
 from jaxcifar.steps import Batch
 
+EVAL_BATCH = {True: 100, False: 1000}  # {on CPU: examples}, see eval_batch_size
+
 
 def order(task, state, *, axis_name=None, num_devices=1):
     """Return the epoch's permutation of the training set, int32 [num_train], same on every device."""
@@ -120,7 +122,7 @@ def eval_batch_size(config, num_devices):
     maps it anew each time where it is more than 64 MB, so that 1,000 images a batch can take four
     times as long.
     """
-    ours = 100 if jax.default_backend() == "cpu" else 1000
+    ours = EVAL_BATCH[jax.default_backend() == "cpu"]
     return config.eval_batch_size or -(-ours // num_devices) * num_devices
 
 

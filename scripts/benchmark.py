@@ -1,4 +1,6 @@
-"""Measure jaxcifar beside PyTorch: python scripts/benchmark.py [--quick]."""
+"""Measure jaxcifar beside PyTorch: python scripts/benchmark.py --quick. Results are written after
+each work (on a GPU: each contender), so that the same command with --resume goes on after a kill.
+"""
 
 import argparse
 import pathlib
@@ -13,10 +15,10 @@ def main():
     """Parse the flags, measure; return the exit code, None for success."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--quick", action="store_true", help="on CPU ten minutes; smaller, fewer repeats")
+    add("--quick", action="store_true", help="shorter list; CPU: ten minutes; GPU: six to nine")
     add("--work", default="", help="KIND:MODEL[@BATCH],...; kinds: step, epoch, eval, augment")
     add("--contenders", default="", help="of jaxcifar, jaxcifar_bf16, torch_eager, torch_best")
-    add("--repeats", type=int, default=0, help="measurements of each, in turns (5; quick: 3)")
+    add("--repeats", type=int, default=0, help="measurements of each (5; quick: 3, GPU: 2)")
     add("--batch", type=int, default=0, help="for --work without @BATCH (the model's usual one)")
     add("--epoch_steps", type=int, default=None, help="extrapolate epochs from so many; 0: whole")
     add("--threads", type=int, default=0, help="CPU cores for each contender (all)")

@@ -1,6 +1,7 @@
 """The benchmark: selections, ratios, the table, twins for every name, one run from end to end."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -19,9 +20,9 @@ from PIL import Image
 from jaxcifar import models
 from jaxcifar.augment import policies
 from jaxcifar.augment.geometry import View
-from jaxcifar.benchmark import (child, driver, inputs, jax_contender, pillow_transforms, plot,
-                                table, torch_augment, torch_contender, torch_data, torch_twins,
-                                work)
+from jaxcifar.benchmark import (child, choice, driver, inputs, jax_contender, pillow_transforms,
+                                plot, table, torch_augment, torch_best, torch_contender, torch_data,
+                                torch_twins, work)
 from jaxcifar.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -35,7 +36,8 @@ def measured(images, seconds, cpu_seconds):
 def report(**fields):
     return {"dtype": "float32", "variant": "as is", "peak_host_bytes": 3_000_000,
             "peak_device_bytes": None, "loss": 2.3, "environment": {"device": "cpu"},
-            "first_seconds": {"epoch": 1.5, "augment": 0.5}, **fields}
+            "first_seconds": {"epoch": 1.5, "augment": 0.5, "eval": 9.0},
+            "warm_seconds": {"epoch": 1.25, "augment": 0.125, "eval": 1.0}, **fields}
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def rows():
         "augment": 3 * [{"jaxcifar": measured(100, 0.5, 0.5), "torch_best": measured(50, 1, 1)}],
         "peak": 3 * [{"jaxcifar": measured(6e6, 1.0, 1.0), "torch_best": measured(5e6, 1, 1)}]}
     reports = {"jaxcifar": report(multiply_adds=1000, training=2500),
-               "torch_best": report(compile_seconds=7.0),
+               "torch_best": report(compile_seconds={"epoch": 7.0}),
                "torch_eager": {"error": "PyTorch is not installed"}}
     entry = work.create("lenet", 10, ("epoch", "augment"), num_train=500, epoch_steps=10)
     found = table.rows(entry, turns, reports)
@@ -86,9 +88,150 @@ def test_a_training_step_needs_no_gradient_of_the_images(name, first):
     assert counts["training"] == 3 * counts["multiply_adds"] - first
 
 
-def test_compile_seconds_count_what_was_compiled_before_the_first_call(rows):
-    assert rows["epoch", "torch_best"]["compile_seconds"] == 8.5
-    assert rows["augment", "torch_best"]["compile_seconds"] == 0.5
+def test_compile_seconds_are_without_a_warm_call_and_with_what_was_compiled_before(rows):
+    assert rows["epoch", "jaxcifar"]["compile_seconds"] == 0.25
+    assert rows["epoch", "torch_best"]["compile_seconds"] == 7.25
+    assert rows["augment", "torch_best"]["compile_seconds"] == 0.375
+
+
+def test_a_row_says_the_batch_of_evaluation_and_whether_caches_were_on():
+    entry = work.create("lenet", 10, ("eval",), eval_batch=1000)
+    found = table.rows(entry, {"eval": [{"jaxcifar": measured(100, 1, 1)}]}, {"jaxcifar": report()})
+    table.compare(found)
+    assert (found[0]["eval_batch"], found[0]["compile_seconds"]) == (1000, 8.0)
+    assert "batches of 1,000" in table.text(found) and "caches" not in table.text(found)
+    assert table.text([{**found[0], "caches": True}]).endswith("; caches")
+
+
+class Lag:
+    """A contender whose first call takes 0.3 s longer than every later one, 0.1 s."""
+
+    repeat_warm_up, calls = False, 0
+
+    def __init__(self):
+        self.kinds = {"step": self.run, "epoch": self.run, "eval": self.at_once, "peak": self.run}
+
+    def run(self, batches, start):
+        threading.Event().wait(0.1 if self.calls else 0.4)
+        self.calls += 1
+        start()
+        return 8 * batches
+
+    def at_once(self, batches, start):
+        start()
+        return 100
+
+    def idle(self):
+        pass
+
+    def memory(self):
+        return {"peak_host_bytes": 1}
+
+    def report(self):
+        return {"calls": self.calls}
+
+
+def test_a_contender_tells_its_first_call_from_a_warm_one():
+    entry = work.create("lenet", 8, ("step", "epoch", "eval"), num_train=80, seconds=0.0)
+    sent = []
+    child.serve({**dataclasses.asdict(entry)}, Lag(), ["go eval\n", "finish\n"], sent.append)
+    first, warm = sent[-1]["first_seconds"], sent[-1]["warm_seconds"]
+    assert 0.2 < first["step"] - warm["step"] < 0.4 <= first["step"]
+    assert sent[-1]["calls"] == 2  # steps and epochs are one function, and warm after two calls
+    assert sent[1]["images"] == 100
+
+
+def test_measurements_of_evaluation_count_its_own_batches():
+    once, entry = measured(1000, 1.0, 1.0), {"seconds": 2.0}
+    assert child.batches_for(once, 1000, entry) == 2
+    assert child.batches_for(once, 125, entry) == 16
+
+
+def test_torch_best_tries_the_most_promising_form_first():
+    tried = []
+
+    def trial(form):
+        tried.append(str(form))
+        return {"eager float32 NCHW": 1.0, "compiled float32 NCHW": 0.5}.get(str(form), 2.0)
+
+    search = choice.Choice(0)
+    search.run(choice.COMPILED[:1], trial)
+    search.run(choice.forms(search, True), trial)
+    assert tried == [
+        "compiled bfloat16 NHWC", "eager bfloat16 NHWC", "compiled bfloat16 NHWC reduce-overhead",
+        "eager float32 NHWC", "eager bfloat16 NCHW", "eager float32 NCHW",
+        "compiled float32 NCHW", "compiled float32 NCHW reduce-overhead"]
+    assert (str(search.best()), search.extent()) == ("compiled float32 NCHW", "best of 8 tried")
+
+
+def test_torch_best_keeps_the_best_of_what_the_time_allowed(monkeypatch):
+    """A form is tried where the longest of its kind would end in time; the first one always."""
+    clock = [0.0]
+
+    class Watch:
+        def __init__(self):
+            self.start = clock[0]
+
+        def seconds(self):
+            return clock[0] - self.start
+
+    def trial(form):
+        clock[0] += 50 if form.mode else 5
+        if form == choice.COMPILED[0]:
+            raise RuntimeError("no compiler")
+        return 1.0 if form.dtype == "bfloat16" else 2.0
+
+    monkeypatch.setattr(choice, "Stopwatch", Watch)
+    search = choice.Choice(59.0)
+    search.run(choice.forms(search, True), trial)  # 50 s, 5 s: 4 s are left
+    assert search.best() == choice.EAGER[0] and not search.has_time(False) and search.has_time()
+    assert search.extent() == "best of 2 tried, 4 untried for the limit of 59 s, 1 failed"
+    late = choice.Choice(1.0)
+    clock[0] += 10
+    late.run(choice.EAGER, trial)
+    assert (late.best(), late.extent()) == (
+        choice.EAGER[0], "best of 1 tried, 3 untried for the limit of 1 s")
+
+
+@pytest.mark.parametrize(("seconds", "said"), [
+    (0, "compiled bfloat16 NHWC, best of 6 tried"),
+    (1e-9, "compiled bfloat16 NHWC, best of 1 tried, 5 untried for the limit of 0 s, "
+           "augmentation not compiled for want of time")])
+def test_on_cuda_the_augmentation_is_compiled_after_the_first_form(seconds, said):
+    class OnCuda(torch_best.Best):
+        def __init__(self):
+            self._work, self._cuda, self.device = {"batch": 8, "compile": True}, True, CPU
+            self._network_seconds, self._compile_seconds = {}, {}
+            self._choice = choice.Choice(seconds)
+            self._torch, self._images, self.done = self, torch.zeros(8, 3, 32, 32), []
+            self._augment = lambda images: images
+            self._choose_form()
+
+        def compile(self, function):
+            self.done.append("augmentation")
+            return function
+
+        def _trial(self, form):
+            self.done.append(form)
+            self._network_seconds[form] = 3.0
+            return 1.0 if form == choice.COMPILED[0] else 2.0
+
+        def _set(self, form):
+            self.form = form
+
+    best = OnCuda()
+    assert (best.variant, best.form) == (said, choice.COMPILED[0])
+    assert best.done[:2] == [choice.COMPILED[0], *([] if seconds else ["augmentation"])]
+    assert best._compile_seconds["step"] == 3.0 + best._compile_seconds.get("augment", 0.0)
+
+
+def test_torch_best_without_any_form_that_works_says_why():
+    def trial(form):
+        raise RuntimeError(f"out of memory: {form}")
+    search = choice.Choice(0)
+    search.run(choice.EAGER, trial)
+    with pytest.raises(UserError, match="no form worked: out of memory: eager float32 NCHW"):
+        search.best()
 
 
 def test_the_table_says_what_was_measured_and_what_failed(rows):
@@ -115,6 +258,39 @@ def test_a_selection_names_kinds_models_and_batch_sizes():
     assert (chosen.batch, chosen.optimizer, chosen.compile) == (64, "adam", False)
     assert "autoaugment" in chosen.augment and chosen.epoch_steps == 4
     assert work.select("epoch:resnet5m")[0].epoch_steps == 0  # a GPU does whole epochs
+
+
+def test_the_short_list_for_a_gpu_begins_with_what_is_wanted_most():
+    works = work.select(quick=True, on_cpu=False)
+    assert [(w.model, w.batch) for w in works] == [
+        ("resnet18", 128), ("resnet5m", 64), ("resnet18", 512), ("cnn3", 128), ("vit", 128)]
+    assert works[0].kinds == ("step", "epoch", "eval", "augment")
+    assert works[1].kinds == ("step", "epoch", "augment")
+    assert [w.compile for w in works] == [True, True, True, False, False]
+    assert {(w.epoch_steps, w.eval_batch) for w in works} == {(100, 1000)}
+    assert [len(w.contenders) for w in works] == [4, 4, 2, 2, 2]
+    assert {w.eval_batch for w in work.select(on_cpu=True)} == {100}
+    assert all(w.compile and w.contenders == work.CONTENDERS for w in work.select(on_cpu=False))
+
+
+@pytest.mark.parametrize("contender", ["jaxcifar", "torch_eager", "torch_best"])
+def test_all_contenders_evaluate_batches_of_one_size(contender, monkeypatch):
+    entry = work.create("cnn3", 8, ("eval",), num_train=60, eval_batch=20, compile=False)
+    asked = {**dataclasses.asdict(entry), "threads": 1, "caches": False, "on_cpu": True,
+             "contender": contender, "choose_seconds": 0}
+    if contender == "jaxcifar":
+        prepared = jax_contender.prepare(asked)
+        assert prepared._config.eval_batch_size == 20
+    else:
+        module = {"torch_eager": torch_contender, "torch_best": torch_best}[contender]
+        prepared, seen = module.prepare(asked), []
+        monkeypatch.setattr(torch_data, "loader", functools.partial(torch_data.loader, workers=0))
+        network = prepared._model.forward
+        monkeypatch.setattr(prepared._model, "forward",
+                            lambda x: (seen.append(len(x)), network(x))[1])
+        assert prepared.kinds["eval"](2, lambda: None) == 40
+        assert set(seen) == {20}
+    prepared.idle()
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -252,10 +428,13 @@ def test_a_contender_ends_with_its_parent():
 class Fake:
     """Stands for a contender's process: 10 images in 1 s each time; what `fails` names fails."""
 
-    asked, fails, device = [], {}, "cpu"
+    asked, specs, fails, device = [], [], {}, "cpu"
 
     def __init__(self, contender, spec, limit=0):
         Fake.asked.append((contender, spec["model"]))
+        Fake.specs.append(spec)
+        if Fake.fails.get(contender) == "compile" and spec["compile"]:
+            raise driver.TimedOut("no answer")
         if Fake.fails.get(contender) == "start":
             raise UserError(f"no {contender}")
         self.contender, self.count = contender, 0
@@ -270,7 +449,9 @@ class Fake:
 
     def finish(self):
         counted = {"multiply_adds": 1, "training": 3} if self.contender == "jaxcifar" else {}
-        return report(first_seconds={"step": 1.0}, environment={"device": Fake.device}, **counted)
+        seconds = dict.fromkeys(work.KINDS, 1.0)
+        return report(first_seconds=seconds, warm_seconds=seconds,
+                      environment={"device": Fake.device}, **counted)
 
     def close(self):
         pass
@@ -278,7 +459,7 @@ class Fake:
 
 @pytest.fixture
 def fakes(monkeypatch):
-    Fake.asked, Fake.fails, Fake.device = [], {}, "cpu"
+    Fake.asked, Fake.specs, Fake.fails, Fake.device = [], [], {}, "cpu"
     monkeypatch.setattr(driver, "Process", Fake)
     monkeypatch.setattr(driver, "_PAUSE_SECONDS", 0)
     return Fake
@@ -342,6 +523,49 @@ def test_what_was_measured_before_an_end_is_kept_and_gone_on_from(fakes, monkeyp
     assert len(fakes.asked) == 6
 
 
+def test_the_short_list_on_a_gpu_loses_little_by_a_kill(fakes, monkeypatch, tmp_path):
+    monkeypatch.setattr(driver.host, "runs_on_cpu", lambda: False)
+    fakes.device = "NVIDIA H100"
+    quick = dict(work="", contenders="", compiled="auto", repeats=0, batch=0)
+
+    class Killed(BaseException):
+        pass
+
+    def prepare(self, contender, spec, limit=0):
+        if (contender, spec["batch"]) == ("torch_best", 64):
+            raise Killed
+        original(self, contender, spec, limit)
+    original = Fake.__init__
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Fake, "__init__", prepare)
+        measure_all(tmp_path, **quick)
+    path, = tmp_path.glob("results/*.json")
+    rows = json.loads(path.read_text())["rows"]
+    assert len(rows) == 4 * 4 + 3 * 3 and all(row["caches"] for row in rows)
+    assert {row["eval_batch"] for row in rows if row["kind"] == "eval"} == {1000}
+    assert {spec["choose_seconds"] for spec in fakes.specs} == {60}
+    fakes.asked = []
+    measure_all(tmp_path, **quick, resume=True)
+    assert fakes.asked == [("torch_best", "resnet5m"), *(
+        (c, m) for m in ("resnet18", "cnn3", "vit") for c in ("jaxcifar_bf16", "torch_best"))]
+    assert len(json.loads(path.read_text())["rows"]) == 4 * 4 + 4 * 3 + 2 * 3
+
+
+def test_torch_best_whose_compilation_takes_too_long_is_measured_without_it(fakes):
+    fakes.fails = {"torch_best": "compile"}
+    said, entry = [], work.create("lenet", 8, ("step",))
+    turns, reports = driver.measure(entry, ["torch_best"], 1, threads=0, caches=True, on_cpu=False,
+                                    say=said.append, limit=300, search=120.0)
+    assert "  no answer; once more, without torch.compile" in said
+    assert [(s["compile"], s["choose_seconds"]) for s in fakes.specs] == [(True, 120), (False, 120)]
+    assert fakes.specs[1]["note"] == "torch.compile not ready within 300 s"
+    assert "error" not in reports["torch_best"] and turns["step"][0]["torch_best"]["images"] == 10
+    fakes.fails = {"torch_eager": "compile"}
+    reports = driver.measure(entry, ["torch_eager"], 1, threads=0, caches=True, on_cpu=False,
+                             say=said.append)[1]
+    assert reports["torch_eager"]["timed_out"]
+
+
 def test_on_cpu_a_work_that_lacks_a_contender_is_measured_again(fakes, tmp_path):
     fakes.fails = {"torch_best": "start"}
     measure_all(tmp_path)
@@ -360,14 +584,14 @@ def test_without_matplotlib_the_rows_are_written(fakes, monkeypatch, tmp_path):
 def test_trials_of_memory_formats_leave_a_momentum_of_the_parameters_layout(monkeypatch):
     """Fused optimisers on CUDA refuse others; and no trial's state goes on into the next."""
     asked = {**dataclasses.asdict(work.create("cnn3", 4, ("step",), num_train=8)),
-             "threads": 1, "caches": True, "on_cpu": True, "compile": False}
-    monkeypatch.setattr(torch_contender.Best, "_seconds", lambda self, size: (
-        self._step(self._images[:4], self._labels[:4]), -len(seen), seen.append(self._format))[1])
+             "threads": 1, "caches": True, "on_cpu": True, "compile": False, "choose_seconds": 0}
+    monkeypatch.setattr(torch_best.Best, "_seconds", lambda self, size: (
+        self._step(self._images[:4], self._labels[:4]), -len(seen), seen.append(self._layout))[1])
     seen = []
-    best = torch_contender.Best({**asked, "contender": "torch_best"})
-    assert seen == [torch.channels_last] * 2 + [torch.contiguous_format] * 2
+    best = torch_best.Best({**asked, "contender": "torch_best", "note": "no compiler"})
+    assert seen == ["NHWC"] * 2 + ["NCHW"] * 2
     best._step(best._images[:4], best._labels[:4])
-    assert best.variant == "eager bfloat16 NCHW"
+    assert best.variant == "eager float32 NCHW, best of 4 tried, no compiler"
     strides = [(p.stride(), best._optimizer.state[p]["momentum_buffer"].stride(), p.grad.stride())
                for p in best._model.parameters()]
     assert all(a == b == c for a, b, c in strides)

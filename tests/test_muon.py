@@ -1,11 +1,20 @@
 """Muon against its definition by singular values; Newton-Schulz; which parameters it takes."""
 
+import pathlib
+import re
+import shlex
+
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from test_optim import assert_same_path, make_params, torch_train, train
 
-from jaxcifar import muon, optim
+from jaxcifar import muon, optim, overrides, partition
+from jaxcifar.state import create_state
+from jaxcifar.task import create_task
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 class PlainMuon:
@@ -94,3 +103,42 @@ def test_unit_filters_have_the_norm_of_the_square_root_of_their_number():
     ratio = scaled["fc1"]["kernel"] / params["fc1"]["kernel"]
     np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-5)
     assert scaled["fc2"]["kernel"] is params["fc2"]["kernel"]
+
+
+def config_of(command):
+    """Return the configuration that a command line of jaxcifar.main gives."""
+    argv = [word.replace("=configs/", f"={ROOT}/configs/") for word in shlex.split(command)[2:]]
+    overrides.check(argv)
+    given = flags.FlagValues()
+    holder = overrides.define("", flag_values=given, sys_argv=argv)
+    assert given(argv) == ["jaxcifar.main"]
+    return holder.value
+
+
+def test_the_readmes_command_gives_hidden_layers_to_muon_and_the_rest_to_adamw_at_its_rate():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    command, = re.findall(r"^ +(python .*optimizer\.name=muon.*)$", readme, re.MULTILINE)
+    config = config_of(command)
+    assert (config.model.name, config.optimizer.name) == ("resnet18", "muon")
+    task = create_task(config, 1000, 10)
+    params = jax.eval_shape(lambda: create_state(task, 0)).params
+    shapes = {partition.path_name(path): leaf.shape
+              for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    hidden = {name for name, shape in shapes.items()
+              if len(shape) == 4 and name.startswith("layer")}
+    assert len(hidden) == 19 and {"conv1/kernel", "linear/kernel"} <= set(shapes) - hidden
+    rng = np.random.default_rng(0)
+    gradients = jax.tree.map(  # of a narrow network: only paths and numbers of axes count
+        lambda p: rng.normal(size=np.minimum(p.shape, 8)).astype(np.float32), params)
+    zeros = jax.tree.map(np.zeros_like, gradients)
+    directions, _ = task.tx.update(
+        gradients, task.tx.init(zeros), zeros, weight_decay=config.optimizer.weight_decay)
+    for path, direction in jax.tree_util.tree_leaves_with_path(directions):
+        name, step = partition.path_name(path), config.optimizer.learning_rate * direction
+        if name in hidden:  # 0.02 times singular values near 1, for more outputs than inputs more
+            matrix = step.reshape(-1, step.shape[-1])
+            gain = max(1, matrix.shape[1] / matrix.shape[0]) ** 0.5
+            value = np.linalg.norm(matrix) / min(matrix.shape) ** 0.5 / gain  # their quadratic mean
+            assert 0.7 * 0.02 < value < 1.2 * 0.02, name
+        else:  # AdamW's first step is the rate, with the gradient's sign
+            np.testing.assert_allclose(np.abs(step), 3e-4, rtol=1e-3, err_msg=name)

@@ -5,7 +5,9 @@ driver          starts the contenders of each work, lets them take turns, collec
 children        what this and other parents of child processes share
 child           the other end: prepares, waits for "go", measures
 jax_contender   jaxcifar as shipped: the programs of train.fit
-torch_contender PyTorch eager as pytorch-cifar's users run it, and PyTorch at its best
+torch_contender PyTorch eager as pytorch-cifar's users run it
+torch_best      PyTorch at its best
+choice          which form of a network that is, found within a time
 torch_data      their input: Pillow and DataLoader, or batches on the device
 torch_twins     the networks: the tests' PyTorch twins, by registered name
 table, plot     the results as text, JSON rows and a figure

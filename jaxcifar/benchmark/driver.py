@@ -18,6 +18,9 @@ from jaxcifar.errors import UserError, unknown
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PAUSE_SECONDS = 0.3  # between turns: waiting threads of the last one go to sleep
 _LIMIT_SECONDS = 300  # for a contender's preparation, and for each of its measurements, on a GPU
+# Of the limit, for torch_best's search for its fastest form: deep networks compile for minutes, what
+# the search began in time has to end, and evaluation compiles after it.
+_SEARCH_SHARE = {"quick": 0.2, "whole": 0.4}
 
 
 class TimedOut(UserError):
@@ -93,20 +96,23 @@ class Process:
         return message
 
 
-def measure(work, contenders, repeats, *, threads, caches, on_cpu, say, limit=0):
+def measure(work, contenders, repeats, *, threads, caches, on_cpu, say, limit=0, search=0.0):
     """Measure one Work with every contender; they take turns within each repeat.
+
+    limit, search: seconds for a preparation, and in it for torch_best's search; 0: no limit.
 
     Returns:
       (turns, reports): {kind: [{contender: measurement} for each repeat]}, {contender: report or
       {"error": text, "timed_out": bool}}. A contender that fails is left out of the turns.
     """
-    spec = {**dataclasses.asdict(work), "threads": threads, "caches": caches, "on_cpu": on_cpu}
+    spec = {**dataclasses.asdict(work), "threads": threads, "caches": caches, "on_cpu": on_cpu,
+            "choose_seconds": search}
     processes, reports = {}, {}
     try:
         for contender in contenders:
             say(f"{work.model}@{work.batch}: {contender} prepares")
             with _failing(contender, reports, processes, say):
-                processes[contender] = Process(contender, spec, limit)
+                processes[contender] = _prepared(contender, spec, limit, say)
         turns = {kind: [_turn(processes, kind, reports, say) for _ in range(repeats)]
                  for kind in (*work.kinds, "peak")}
         for contender, process in list(processes.items()):
@@ -117,6 +123,18 @@ def measure(work, contenders, repeats, *, threads, caches, on_cpu, say, limit=0)
             process.close()
     return {kind: [{c: m for c, m in turn.items() if c in processes} for turn in of_kind]
             for kind, of_kind in turns.items()}, reports
+
+
+def _prepared(contender, spec, limit, say):
+    """Start a contender; torch_best anew without torch.compile, where that was too slow."""
+    try:
+        return Process(contender, spec, limit)
+    except TimedOut as error:
+        if contender != "torch_best" or not spec["compile"]:
+            raise
+        say(f"  {error}; once more, without torch.compile")
+        note = f"torch.compile not ready within {limit} s"
+        return Process(contender, {**spec, "compile": False, "note": note}, limit)
 
 
 def _turn(processes, kind, reports, say):
@@ -148,13 +166,14 @@ def run(*, work, contenders, repeats, batch, quick, epoch_steps, threads, compil
 
     Args:
       work: selection (see work.parse), "" for the standard list. contenders: names with commas, ""
-        for all that suit the device. repeats: 0 for 5 (quick: 3). batch: for work without a batch
-        size of its own; 0: the model's. quick: see work.select. epoch_steps: None, or steps from
-        which epochs are extrapolated (0: whole epochs). threads: CPU cores for each contender, 0:
-        all. compiled: "auto", "yes" or "no", whether torch_best may use torch.compile. seconds:
-        that one measurement should take, 0: 2 (quick: 1). name: of the result files, after the
-        device's; with a selection and no name nothing is written. out: folder that gets results/
-        and docs/figures/; the files are written anew after each contender (on CPU: each work).
+        for all that suit the device and the work. repeats: 0 for 5 (quick: 3, on a GPU 2). batch:
+        for work without a batch size of its own; 0: the model's. quick: see work.select.
+        epoch_steps: None, or steps from which epochs are extrapolated (0: whole epochs), see
+        work.select. threads: CPU cores for each contender, 0: all. compiled: "auto", "yes" or
+        "no", whether torch_best may use torch.compile. seconds: that one measurement should take,
+        0: 2 (quick: 1). name: of the result files, after the device's; with a selection and no name
+        nothing is written. out: folder that gets results/ and docs/figures/; the files are written
+        anew after each contender (on CPU: each work).
         resume: keep what the file has of this source and these settings. limit: seconds for a
         contender's preparation and for each measurement, 0: none; None: 300 on a GPU, else none.
 
@@ -162,31 +181,33 @@ def run(*, work, contenders, repeats, batch, quick, epoch_steps, threads, compil
       UserError: an unknown model, kind of work or contender; nothing could be measured.
     """
     on_cpu = host.runs_on_cpu()
-    contenders = _contenders(contenders, on_cpu)
+    asked = _contenders(contenders, on_cpu)
     works = work_lib.select(work, batch=batch, quick=quick, on_cpu=on_cpu,
                             epoch_steps=epoch_steps, seconds=seconds)
     if compiled != "auto":
         works = [dataclasses.replace(w, compile=compiled == "yes") for w in works]
     limit = (0 if on_cpu else _LIMIT_SECONDS) if limit is None else limit
-    settings = {"quick": quick, "repeats": repeats or (3 if quick else 5), "threads": threads,
-                "source": source()}
+    repeats = repeats or ((3 if on_cpu else 2) if quick else 5)
+    settings = {"quick": quick, "repeats": repeats, "threads": threads, "source": source()}
+    common = {"threads": threads, "on_cpu": on_cpu, "caches": quick or bool(work), "limit": limit,
+              "search": limit * _SEARCH_SHARE["quick" if quick else "whole"]}
     writes, folder = bool(name or not work), pathlib.Path(out)
     if resume and not writes:
         raise UserError("--resume goes on from a file, and --work without --name writes none")
     rows = previous(folder, name, on_cpu, settings) if resume else []
     written = ()
     for number, entry in enumerate(works):
-        for group in _groups(entry, contenders, rows, on_cpu):
-            turns, reports = measure(
-                entry, group, settings["repeats"], threads=threads, on_cpu=on_cpu, limit=limit,
-                caches=quick or bool(work), say=lambda line: print(line, file=sys.stderr))
-            new = [row | {"settings": describe(entry)} for row in table.rows(entry, turns, reports)]
+        chosen = asked if contenders else [c for c in asked if c in entry.contenders]
+        for group in _groups(entry, chosen, rows, on_cpu):
+            turns, reports = measure(entry, group, repeats, **common,
+                                     say=lambda line: print(line, file=sys.stderr))
+            new = [row | {"settings": describe(entry), "caches": common["caches"]}
+                   for row in table.rows(entry, turns, reports)]
             rows = _kept(rows, new) + new
-            for_this = _rows_of(entry, rows, contenders)
-            table.compare(for_this)
+            table.compare(_rows_of(entry, rows, chosen))
             if writes and any("images_per_second" in row for row in rows):
                 written = write(rows, on_cpu, name, folder, settings)
-        print(table.text(_rows_of(entry, rows, contenders), header=number == 0), flush=True)
+        print(table.text(_rows_of(entry, rows, chosen), header=number == 0), flush=True)
     if not any("images_per_second" in row for row in rows):
         raise UserError("nothing could be measured: see the messages above")
     print("\n".join((table.LEGEND, table.summary(rows), *(f"wrote {path}" for path in written))))
@@ -204,7 +225,7 @@ def describe(entry):
     """Return what two measurements of a Work must share to stand side by side, fit for JSON."""
     fields = dataclasses.asdict(entry)
     return {key: fields[key] for key in ("augment", "num_train", "optimizer", "epoch_steps",
-                                         "seconds", "compile")}
+                                         "seconds", "compile", "eval_batch")}
 
 
 def previous(folder, name, on_cpu, settings):

@@ -169,5 +169,5 @@ def prepare(work):
         config.optimizer.learning_rate = 1e-3
     config.compilation_cache = "auto" if work["caches"] else ""
     train.configure_jax(config)
-    config.eval_batch_size = min(epoch.eval_batch_size(config, 1), work["num_train"])
+    config.eval_batch_size = min(work["eval_batch"], work["num_train"])
     return Contender(work, config)

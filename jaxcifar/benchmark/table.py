@@ -23,6 +23,8 @@ def rows(work, turns, reports):
                 found.append({**row, **report})
                 continue
             row |= _speed(turns[kind], contender)
+            if kind == "eval":
+                row["eval_batch"] = work.eval_batch
             if turns.get("peak"):
                 row["peak_rate"] = statistics.median(_rates(turns["peak"], contender))
             if kind == "epoch":
@@ -59,12 +61,13 @@ def compare(found):
 def _from_report(kind, report):
     row = {key: report[key] for key in ("dtype", "variant", "peak_host_bytes", "peak_device_bytes",
                                         "loss", "environment")}
-    # The first call of a program compiles it; steps and epochs are the same program.
+    # The first call of a program compiles it, and does what every call does; steps and epochs are
+    # the same program.
     kinds = _TRAINING if kind in _TRAINING else (kind,)
-    first = report["first_seconds"]
-    row["compile_seconds"] = max(first[name] for name in kinds if name in first)
-    if kind in _TRAINING:
-        row["compile_seconds"] += report.get("compile_seconds", 0.0)
+    first, warm = report["first_seconds"], report["warm_seconds"]
+    before = report.get("compile_seconds", {}).get(kind, 0.0)
+    row["compile_seconds"] = before + max(
+        0.0, *(first[name] - warm[name] for name in kinds if name in first))
     if "multiply_adds" in report:
         row |= {"multiply_adds": report["multiply_adds"],
                 "training_multiply_adds": report["training"]}
@@ -114,11 +117,12 @@ def _augmentation_shares(found):
 LEGEND = """\
 images/s: median of the repeats; x: our speed over PyTorch's eager and best, median over the turns;
 cpu x: on CPU, the same by CPU time of all threads (steadier on a shared machine; with --threads=1
-no time is lost in threads that wait); first s: first call, compilation included; MB: peak memory;
+no time is lost in threads that wait); compile s: the first call less a warm one, and what was
+compiled before it, which a cache may have shortened where the row says "caches"; MB: peak memory;
 MMACs: millions of multiply-adds of one forward pass; peak %: of the speed of a large matrix
 product, a training image being three forward passes, less the first layer's gradient of images."""
 _COLUMNS = (("work", 24), ("contender", 13), ("images/s", 10), ("x eager", 8), ("x best", 7),
-            ("cpu x eager", 12), ("cpu x best", 11), ("first s", 8), ("host MB", 8),
+            ("cpu x eager", 12), ("cpu x best", 11), ("compile s", 9), ("host MB", 8),
             ("device MB", 10), ("MMACs", 8), ("peak %", 7))
 
 
@@ -147,11 +151,15 @@ def _line(cells):
 
 def _remark(row):
     parts = [row["variant"]]
+    if "eval_batch" in row:
+        parts.append(f"batches of {row['eval_batch']:,}")
     if "epoch_seconds" in row:
         how = f" (extrapolated from {row['images']:,} images)" if row["extrapolated"] else ""
         parts.append(f"epoch {row['epoch_seconds']:,.1f} s{how}")
     if "augmentation_share" in row:
         parts.append(f"augmentation {100 * row['augmentation_share']:.0f}%")
+    if row.get("caches"):
+        parts.append("caches")
     return "  " + "; ".join(parts)
 
 

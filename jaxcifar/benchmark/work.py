@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxcifar import models
+from jaxcifar import epoch, models
 from jaxcifar.errors import UserError, unknown
 
 KINDS = ("step", "epoch", "eval", "augment")
@@ -15,8 +15,10 @@ class Work:
 
     augment: specification of jaxcifar.augment. num_train: images of an epoch. optimizer: "sgd"
     (momentum 0.9, weight decay 5e-4, as pytorch-cifar) or "adam". epoch_steps: steps from which an
-    epoch is extrapolated; 0: whole epochs. seconds: that one measurement should take (whole epochs
-    take what they take). compile: whether torch_best may use torch.compile.
+    epoch is extrapolated; 0: whole epochs (where ours is one program, it is whole anyway). seconds:
+    that one measurement should take (whole epochs take what they take). compile: whether torch_best
+    may use torch.compile. eval_batch: images in a batch of evaluation, for every contender.
+    contenders: those that are measured where the user names none.
     """
 
     model: str
@@ -28,6 +30,8 @@ class Work:
     epoch_steps: int = 0
     seconds: float = 2.0
     compile: bool = True
+    eval_batch: int = epoch.EVAL_BATCH[True]
+    contenders: tuple = CONTENDERS
 
     def name(self, kind):
         """Return "kind:model@batch", as --work takes it."""
@@ -50,7 +54,16 @@ _QUICK = (
     ("resnet18", 32, (*_TRAINING, "augment")), ("resnet5m", 64, (*_TRAINING, "augment")),
     ("googlenet", 16, ("step",)), ("densenet121", 16, ("step",)), ("mobilenetv2", 32, ("step",)),
     ("cnn3", 128, _TRAINING), ("mlp_s", 128, _TRAINING), ("vit", 128, ("step",)))
-_QUICK_COMPILE = ("cnn3", "mlp_s", "vit")
+# On a GPU what a session of ten minutes is for, the most wanted first: every contender prepares
+# for half a minute to two, so the later works have only those whose ratio counts.
+_FASTEST = ("jaxcifar_bf16", "torch_best")
+_QUICK_GPU = (
+    ("resnet18", 128, (*_TRAINING, "eval", "augment")), ("resnet5m", 64, (*_TRAINING, "augment")),
+    ("resnet18", 512, ("step",), _FASTEST), ("cnn3", 128, ("step",), _FASTEST),
+    ("vit", 128, ("step",), _FASTEST))
+# {on CPU: models}
+_QUICK_COMPILE = {True: ("cnn3", "mlp_s", "vit"), False: ("resnet18", "resnet5m")}
+_EPOCH_STEPS = {True: (4, 20), False: (100, 0)}  # {on CPU: (quick, else)}; 100: 1 to 2 s of Pillow
 
 
 def create(model, batch, kinds, **options):
@@ -64,17 +77,18 @@ def create(model, batch, kinds, **options):
 def select(text="", *, batch=0, quick=False, on_cpu=False, epoch_steps=None, seconds=0.0):
     """Return the list of Work of a selection (see `parse`), or the standard list for "".
 
-    quick: short measurements, and on CPU smaller batches and torch.compile for a few models only.
-    epoch_steps: of an epoch's measurement, 0: all; None: on CPU 20 (quick: 4), elsewhere all.
-    seconds: that one measurement should take, 0: 2 (quick: 1).
+    quick: short measurements, a shorter list (on CPU with smaller batches), and torch.compile for a
+    few models only. epoch_steps: of an epoch's measurement, 0: all; None: on CPU 20 (quick: 4),
+    elsewhere all (quick: 100). seconds: that one measurement should take, 0: 2 (quick: 1).
     """
     if epoch_steps is None:
-        epoch_steps = (4 if quick else 20) if on_cpu else 0
-    asked = parse(text, batch) if text else (_QUICK if quick and on_cpu else _ALL)
+        epoch_steps = _EPOCH_STEPS[on_cpu][0 if quick else 1]
+    standard = (_QUICK if on_cpu else _QUICK_GPU) if quick else _ALL
     return [create(model, size, kinds, epoch_steps=epoch_steps,
                    seconds=seconds or (1.0 if quick else 2.0),
-                   compile=not (quick and on_cpu) or model in _QUICK_COMPILE)
-            for model, size, kinds in asked]
+                   compile=not quick or model in _QUICK_COMPILE[on_cpu],
+                   eval_batch=epoch.EVAL_BATCH[on_cpu], contenders=only[0] if only else CONTENDERS)
+            for model, size, kinds, *only in (parse(text, batch) if text else standard)]
 
 
 def parse(text, batch=0):
