@@ -42,13 +42,13 @@ def get_config(variant="94"):
 def _muon(config):
     """Muon for the filters, SGD for biases and the last layer; rates fall linearly."""
     config.model = config_lib.model("speedrun94", channels=(64, 256, 256), head_scale=1 / 256,
-                                    head_std=1.0)
+                                    head_std=1.0, draw_bias=True)
     config.batch_size, config.schedule.name = 2000, "linear"
     config.optimizer.update(name="muon", muon_momentum=0.6, muon_steps=3, muon_exclude="^head/",
                             muon_rest="sgd", decay_exclude="/conv", learning_rate=0.24,
                             weight_decay=0.004 / 0.24)  # a step takes 0.004 of what decays
     config.lr_multipliers = f"bias={0.053 / 0.24}; ^head/={0.67 / 0.24}"
-    config.speedrun.update(epochs=8.0, unit_filters=True)
+    config.speedrun.update(epochs=8.0, unit_filters=True, whiten_bias_linear=True)
 
 
 def _sgd(config, model, options, rate, decay, peak, end, speedrun):
