@@ -174,7 +174,8 @@ def record(folder, work, text):
     with jax.profiler.trace(str(folder), profiler_options=options):
         work()
     newest = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-    return trace.read(jax.profiler.ProfileData.from_file(str(newest)).planes, text, _CALL)
+    return trace.read(jax.profiler.ProfileData.from_file(str(newest)).planes, text, _CALL,
+                      jax.default_backend())
 
 
 def table(profile, steps):
