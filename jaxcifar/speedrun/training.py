@@ -126,6 +126,13 @@ def start(run, seed, images, labels):
     return prepared, initial(run, seed, images)
 
 
+def first_places(run):
+    """Return Prepared.kept to compile and to measure with: the first places of every batch, or None."""
+    if run.proxy is None:
+        return None
+    return jnp.tile(jnp.arange(run.keep, dtype=jnp.int32), (run.total_steps, 1))
+
+
 def initial(run, seed, images):
     """Return the State before step 0; the first layer's kernel is that of the training images."""
     config = run.config
@@ -227,14 +234,17 @@ def all_steps(run, seed, images, labels, select=None):
     if run.proxy is not None:
         prepared = prepared.replace(kept=select(run, prepared, seed, images))
 
-    def steps(state, train_bias, first, stop):
-        def body(state, number):
-            return step(run, train_bias, state, prepared, seed, number), None
+    state = steps(run, True, state, prepared, seed, jnp.arange(run.bias_steps))
+    return result(steps(run, False, state, prepared, seed,
+                        jnp.arange(run.bias_steps, run.total_steps)))
 
-        return lax.scan(body, state, jnp.arange(first, stop))[0]
 
-    state = steps(state, True, 0, run.bias_steps)
-    return result(steps(state, False, run.bias_steps, run.total_steps))
+def steps(run, train_bias, state, prepared, seed, numbers):
+    """Take the steps `numbers` (int32 [count]) in a rolled loop; see `step`. Returns the State."""
+    def body(state, number):
+        return step(run, train_bias, state, prepared, seed, number), None
+
+    return lax.scan(body, state, numbers)[0]
 
 
 def result(state):
