@@ -54,7 +54,8 @@ SPEEDRUN = {
     "cutout": 0,  # side of a square that is set to 0; 0: off
     "whiten_images": 5000,  # training images whose patches' covariance the first layer whitens
     "whiten_eps": 5e-4,  # added to the covariance's eigenvalues
-    "whiten_bias_epochs": 3.0,  # the first layer's bias is trained, at a rate that falls to 0
+    "whiten_bias_epochs": 3.0,  # in which the first layer's bias is trained
+    "whiten_bias_linear": False,  # at a rate that falls from the base rate to 0; False: as the others
     "unit_filters": False,  # muon: set the filters' norms before every step
     "lookahead_every": 0,  # steps between which weights return to their moving average; 0: off
     "lookahead_decay": 0.95,  # of this average per step at the end, times (share of steps done)^3

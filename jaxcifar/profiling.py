@@ -28,7 +28,7 @@ from jaxcifar.task import create_task
 
 _ROWS = 10
 _WARM_UP = 2  # calls before anything is timed
-_FEWEST_CALLS = 2  # so that the time between calls is seen
+FEWEST_CALLS = 2  # so that the time between calls is seen
 _CALL = "profiled call"
 
 
@@ -50,21 +50,31 @@ class Subject:
         """Take `calls` calls from an epoch's start as the training loop does; return the seconds."""
         devices, step = self.programs.devices, 0
         self.live = self.live.replace(step=devices.replicate(np.int32(0)))
-        watch = logs.Stopwatch()
-        for _ in range(calls):
-            with jax.profiler.TraceAnnotation(_CALL):
-                self.live = self.programs.train(self.live, self.train_data, self.permutation, step)
+
+        def call():
+            nonlocal step
+            self.live = self.programs.train(self.live, self.train_data, self.permutation, step)
             step += self.programs.steps_at(step)[0]
             devices.fetch(self.live.sums["bad_step"])  # waits for the device
-        return watch.seconds()
+
+        return repeated(call, calls)
 
     def evaluate(self, calls):
         """Evaluate a batch `calls` times; return the seconds."""
-        watch = logs.Stopwatch()
-        for _ in range(calls):
-            with jax.profiler.TraceAnnotation(_CALL):
-                self.programs.evaluate(self.live, self.held_out, (0, self.num_eval))
-        return watch.seconds()
+        return repeated(lambda: self.programs.evaluate(
+            self.live, self.held_out, (0, self.num_eval)), calls)
+
+
+def repeated(call, calls):
+    """Call `call()`, which waits for the device, so many times; return the seconds.
+
+    The trace shows where each began.
+    """
+    watch = logs.Stopwatch()
+    for _ in range(calls):
+        with jax.profiler.TraceAnnotation(_CALL):
+            call()
+    return watch.seconds()
 
 
 def run(config, workdir, num_steps, stream=None):
@@ -78,11 +88,8 @@ def run(config, workdir, num_steps, stream=None):
     Raises:
       UserError: as `train.fit`; num_steps is not positive.
     """
-    if num_steps < 1:
-        raise UserError(f"--profile_steps={num_steps}: give a number of steps from 1 up")
     train.check(config)
-    config = config.copy_and_resolve_references()
-    config.cuda_graphs = "off"  # the trace of a CUDA graph does not say which kernel is whose
+    config = for_traces(config, num_steps)
     train.configure_jax(config)
 
     def say(text):
@@ -92,16 +99,30 @@ def run(config, workdir, num_steps, stream=None):
     subject = prepare(config, num_steps, say)
     programs, folder = subject.programs, pathlib.Path(workdir) / "profile"
     (steps, size), full = programs.steps_at(0), programs.task.full_steps
-    calls = min(max(math.ceil(num_steps / steps), _FEWEST_CALLS), max(full // steps, 1))
+    calls = min(max(math.ceil(num_steps / steps), FEWEST_CALLS), max(full // steps, 1))
     texts = programs.texts()
     where = f"{config.model.name} on {programs.devices.devices[0].device_kind}"
     say(f"\n{calls * steps} training steps of {size} images, {where}")
     say(report(subject.train, Calls(calls, steps, steps * size), folder / "train", texts["train"]))
-    say(f"\n{_FEWEST_CALLS} evaluation batches of {subject.num_eval} images, {where}")
-    say(report(subject.evaluate, Calls(_FEWEST_CALLS, 1, subject.num_eval), folder / "eval",
+    say(f"\n{FEWEST_CALLS} evaluation batches of {subject.num_eval} images, {where}")
+    say(report(subject.evaluate, Calls(FEWEST_CALLS, 1, subject.num_eval), folder / "eval",
                texts["eval"]))
-    say(f"\ntraces: {folder}/*/plugins/profile/*/*.trace.json.gz, for https://ui.perfetto.dev, or "
-        f"tensorboard --logdir {folder} (pip install xprof)")
+    say(where_traces_are(folder))
+
+
+def for_traces(config, num_steps):
+    """Return the configuration to trace; UserError for a number of steps that is not positive."""
+    if num_steps < 1:
+        raise UserError(f"--profile_steps={num_steps}: give a number of steps from 1 up")
+    config = config.copy_and_resolve_references()
+    config.cuda_graphs = "off"  # the trace of a CUDA graph does not say which kernel is whose
+    return config
+
+
+def where_traces_are(folder):
+    """Return the line that ends a profile."""
+    return (f"\ntraces: {folder}/*/plugins/profile/*/*.trace.json.gz, for https://ui.perfetto.dev, or "
+            f"tensorboard --logdir {folder} (pip install xprof)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +167,7 @@ def prepare(config, num_steps, say):
     if not features.obstacle(task):
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         task, arrays = features.on_features(task, variables, arrays)
-    programs, most = Programs(task, devices), max(num_steps // _FEWEST_CALLS, 1)
+    programs, most = Programs(task, devices), max(num_steps // FEWEST_CALLS, 1)
     if programs.steps_at(0)[0] > most:
         config = copy.deepcopy(config)
         config.steps_per_call = str(most)
@@ -174,7 +195,8 @@ def record(folder, work, text):
     with jax.profiler.trace(str(folder), profiler_options=options):
         work()
     newest = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-    return trace.read(jax.profiler.ProfileData.from_file(str(newest)).planes, text, _CALL)
+    return trace.read(jax.profiler.ProfileData.from_file(str(newest)).planes, text, _CALL,
+                      jax.default_backend())
 
 
 def table(profile, steps):

@@ -17,6 +17,10 @@ _DEVICE = re.compile(r"/device:(GPU|TPU):\d+")
 _HOST = "/host:CPU"
 _LINES = ("Stream", "XLA Ops")  # of GPUs, of TPUs; all others repeat their time: take one kind
 _END = "end: "
+_REASONS = {"gpu": (
+    "CUPTI recorded no kernel, and what the host took to launch them is not their time; its error "
+    "is among the lines above (CUPTI_ERROR_INSUFFICIENT_PRIVILEGES: run as root, or load the driver "
+    "with NVreg_RestrictProfilingToAdminUsers=0)")}
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (.*)")
 _CONTAINER = re.compile(r" (?:while|conditional|call)\(")
 _COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -63,23 +67,23 @@ class Profile:
     num_devices: int
 
 
-def read(planes, text, call):
+def read(planes, text, call, backend):
     """Return the Profile of a trace.
 
     Args:
       planes: of jax.profiler.ProfileData, or anything with the same attributes. text: the traced
         program's optimised HLO; "" where it is not known. call: name of the host's annotation that
-        encloses the start of every call.
+        encloses the start of every call. backend: "cpu", "gpu" or "tpu", JAX's.
 
     Raises:
-      UserError: the trace has no operation.
+      UserError: the trace has no operation of the backend's devices.
     """
     planes = list(planes)
     places, containers = instructions(text)
-    devices = [resolved(spans, places) for spans in device_spans(planes).values()]
+    devices = [resolved(spans, places) for spans in device_spans(planes, backend).values()]
     if not devices:
-        raise UserError("the trace holds no operation of a device: this version of JAX writes it "
-                        "in another form; open it in Perfetto")
+        raise UserError(f"the trace holds no operation of the {backend}: " + _REASONS.get(
+            backend, "this version of JAX writes it in another form; open it in Perfetto"))
     starts = sorted(event.start_ns for plane in planes if plane.name == _HOST
                     for line in plane.lines for event in line.events if event.name == call)
     time, count, busy, total, between = collections.Counter(), collections.Counter(), 0, 0, []
@@ -97,19 +101,21 @@ def read(planes, text, call):
     return Profile(operations, busy / n, total / n, between, n)
 
 
-def device_spans(planes):
-    """Return {device: list of Span} of a trace's planes; without an accelerator, CPU devices."""
+def device_spans(planes, backend):
+    """Return {device: list of Span} of a trace's planes.
+
+    The host's operations are those of CPU devices; beside an accelerator they launch its kernels,
+    and how long they take says nothing about these.
+    """
     found = {}
     for plane in planes:
-        if _DEVICE.fullmatch(plane.name):
+        if backend == "cpu" and plane.name == _HOST:
+            found |= _host_spans(plane)
+        elif backend != "cpu" and _DEVICE.fullmatch(plane.name):
             kinds = ([_kernel(event) for line in plane.lines if line.name.startswith(kind)
                       for event in line.events] for kind in _LINES)
             if spans := next(filter(None, kinds), None):
                 found[plane.name] = spans
-    if not found:
-        for plane in planes:
-            if plane.name == _HOST:
-                found |= _host_spans(plane)
     return found
 
 

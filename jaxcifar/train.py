@@ -119,7 +119,7 @@ def check(config):
     config_lib.validate(config)
     if config.speedrun.epochs:
         raise UserError("this configuration is a speedrun, which has a loop of its own: "
-                        "python -m jaxcifar.speedrun --config=... --runs=N")
+                        "python -m jaxcifar.speedrun --config=... --runs=N, or --profile")
 
 
 def save(run, programs, live, state):

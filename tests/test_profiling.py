@@ -58,7 +58,7 @@ def gpu_planes():
 
 
 def test_a_trace_of_a_gpu():
-    profile = trace.read(gpu_planes(), TEXT, "profiled call")
+    profile = trace.read(gpu_planes(), TEXT, "profiled call", "gpu")
     took = {op.name: (op.ns / 1e3, op.count) for op in profile.operations}
     # From 130 to 150 us two streams work side by side: half of that for each.
     assert took == {"conv-backward.3": (35 + 40, 2), "MemcpyD2H": (5 + 5 + 10, 1),
@@ -72,16 +72,16 @@ def test_a_trace_of_a_gpu():
 
 def test_lines_that_repeat_the_kernels_time_do_not_count():
     planes = gpu_planes()
-    expected = trace.read(planes, TEXT, "profiled call")
+    expected = trace.read(planes, TEXT, "profiled call", "gpu")
     graph = event("command_buffer.1", 100, 60, hlo_op="command_buffer.1")
     planes[1].lines.append(SimpleNamespace(name="XLA Ops", events=[graph]))
-    assert trace.read(planes, TEXT, "profiled call") == expected
+    assert trace.read(planes, TEXT, "profiled call", "gpu") == expected
 
 
 def test_a_device_busy_when_a_call_began_did_not_wait():
     planes = gpu_planes()
     planes[1].lines[1].events.append(event("MemcpyH2D", 240, 20))
-    profile = trace.read(planes, TEXT, "profiled call")
+    profile = trace.read(planes, TEXT, "profiled call", "gpu")
     assert profile.between_ns == [0], "every change of calls counts in the mean"
     said = profiling.summary(profile, profiling.Calls(2, 1, 8), seconds=1.0)
     assert "between calls it waited 0 ms for the host" in said
@@ -90,14 +90,14 @@ def test_a_device_busy_when_a_call_began_did_not_wait():
 def test_several_gpus_are_averaged():
     planes = gpu_planes()
     second = plane("/device:GPU:1", Stream_1=[event("k", 0, 20, hlo_op="conv-backward.3")])
-    profile = trace.read([*planes, second], TEXT, "profiled call")
+    profile = trace.read([*planes, second], TEXT, "profiled call", "gpu")
     assert profile.num_devices == 2
     conv = next(op for op in profile.operations if op.name == "conv-backward.3")
     assert (conv.ns, conv.count) == ((75e3 + 20e3) / 2, 1.5)
 
 
 def test_without_the_program_kernels_keep_their_operation():
-    profile = trace.read(gpu_planes(), "", "profiled call")
+    profile = trace.read(gpu_planes(), "", "profiled call", "gpu")
     assert {op.name for op in profile.operations} == {
         "conv-backward.3", "loop_add_fusion_1", "MemcpyD2H"}
 
@@ -111,7 +111,7 @@ def test_a_trace_of_the_cpu_counts_loops_and_threads_once():
             event("ThunkExecutor::Execute", 0, 200)]
     other = [op("loop_add_fusion.1", 30, 40, 3), event("end: conv-backward.3", 50, 1, _c=2),
              event("end: loop_add_fusion.1", 70, 1, _c=3), event("end: while.2", 100, 1, _c=1)]
-    profile = trace.read([plane("/host:CPU", python=main, pool=other)], TEXT, "call")
+    profile = trace.read([plane("/host:CPU", python=main, pool=other)], TEXT, "call", "cpu")
     took = {operation.name: operation.ns / 1e3 for operation in profile.operations}
     assert took == {"while.2": 10 + 30, "conv-backward.3": 20 + 10, "loop_add_fusion.1": 10 + 20}
     assert profile.busy_ns == profile.total_ns == 100e3
@@ -119,7 +119,19 @@ def test_a_trace_of_the_cpu_counts_loops_and_threads_once():
 
 def test_a_trace_without_operations_is_refused():
     with pytest.raises(UserError, match="no operation"):
-        trace.read([plane("/host:CPU", python=[event("x", 0, 1)])], TEXT, "call")
+        trace.read([plane("/host:CPU", python=[event("x", 0, 1)])], TEXT, "call", "cpu")
+
+
+@pytest.mark.parametrize("with_plane", [True, False])
+def test_launches_are_not_taken_for_kernels(with_plane):
+    """Without CUPTI a GPU's plane is empty or missing; the host's has the thunks that launch."""
+    launch = event("conv-backward.3", 100, 5, hlo_op="conv-backward.3", device_ordinal=0)
+    planes = [plane("/host:CPU", python=[event("profiled call", 50, 20), launch])]
+    if with_plane:
+        planes.append(plane("/device:GPU:0", Steps=[event("1", 100, 300)]))
+    with pytest.raises(UserError, match="no operation of the gpu: CUPTI"):
+        trace.read(planes, TEXT, "profiled call", "gpu")
+    assert trace.read(planes, TEXT, "profiled call", "cpu").busy_ns == 5e3
 
 
 def profiled(config, workdir, monkeypatch, steps=3):

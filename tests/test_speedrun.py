@@ -236,7 +236,7 @@ def test_rates_and_decay_are_those_of_the_recipes():
     speedrun = load("speedrun")
     runs = {v: create(speedrun.get_config(v)) for v in speedrun.VARIANTS}
     assert {v: (r.total_steps, r.bias_steps) for v, r in runs.items()} == {
-        "94": (200, 75), "94_sgd": (476, 144), "96": (1920, 144), "96_selected": (2160, 144)}
+        "94": (200, 75), "94_sgd": (476, 144), "96": (1776, 144), "96_selected": (2160, 144)}
     rate = {v: [float(training.learning_rate(r, s))
                 for s in (0, int(0.23 * r.total_steps), r.total_steps)] for v, r in runs.items()}
     base = 11.5 / 1024 / (1 + 1 / 0.15)
@@ -258,6 +258,20 @@ def test_rates_and_decay_are_those_of_the_recipes():
             ("94_sgd", ("group1", "norm1", "bias"), 64 * base, 0.0153 * 1024 * base / 11.5)):
         added = functools.reduce(lambda tree, key: tree[key], path, decay[variant])
         assert float(added[0]) * factor == pytest.approx(share, rel=1e-4), (variant, path)
+
+
+@pytest.mark.parametrize(("variant", "epochs", "kept"), [("96", 37, 1.0), ("96_selected", 45, 0.5)])
+def test_both_recipes_for_96_have_the_newer_network_and_rates(variant, epochs, kept):
+    """Those of airbench96 after the paper: narrower, torch's momentum in BatchNorm, no rate left."""
+    run = training.create(load("speedrun").get_config(variant), 50_000, 10)
+    model, options = run.task.model, run.config.speedrun
+    assert (model.channels, model.depth, model.bn_momentum) == ((128, 384, 512), 3, 0.1)
+    assert (options.epochs, options.keep_share) == (epochs, kept)
+    assert (options.translate, options.cutout, options.lookahead_every) == (4, 12, 5)
+    base, total = 9.0 / 1024 / (1 + 1 / 0.15), run.total_steps
+    rates = [float(training.learning_rate(run, step)) for step in (0, int(0.1 * total), total)]
+    np.testing.assert_allclose(rates, [0.2 * base, base, 0], rtol=1e-6)
+    assert run.config.optimizer.weight_decay * base == pytest.approx(0.012 * 1024 * base / 9.0)
 
 
 def test_lookahead_equals_its_recurrence():

@@ -236,7 +236,7 @@ def test_a_rival_that_ends_leaves_our_results(dataset, monkeypatch, tmp_path):
         rolled = False
 
         def __init__(self, run, devices, *, rolled):
-            pass
+            self.run, self.devices = run, devices
 
         def compile(self, train, test):
             pass

@@ -45,7 +45,7 @@ _TWINS = {
     "shake_shake26_2x32d": ("twins_best", "ShakeShake", {}),
     "speedrun94": ("jaxcifar.speedrun.torch_network", "create", {}),
     "speedrun96": ("jaxcifar.speedrun.torch_network", "create", {
-        "channels": (128, 512, 512), "depth": 3}),
+        "channels": (128, 384, 512), "depth": 3, "bn_momentum": 0.1}),
 }
 
 

@@ -88,7 +88,8 @@ MODELS = {
     "dla": ("dla", "DLA", {}),
     "simpledla": ("dla", "DLA", {"simple": True}),
     "speedrun94": ("speedrun_net", "SpeedrunNet", {}),
-    "speedrun96": ("speedrun_net", "SpeedrunNet", {"channels": (128, 512, 512), "depth": 3}),
+    "speedrun96": ("speedrun_net", "SpeedrunNet", {
+        "channels": (128, 384, 512), "depth": 3, "bn_momentum": 0.1}),
 }
 
 

@@ -5,7 +5,8 @@
 One line per run, then mean and standard deviation, the seconds and the versions. --rival then
 trains as many networks by the same algorithm in PyTorch, and prints both, and the ratio.
 --out=results writes results/speedrun_94_DEVICE.json. --config.FIELD=VALUE changes a field, as in
-jaxcifar.main.
+jaxcifar.main. --profile trains none: it traces some steps and evaluation batches into
+WORKDIR/profile, and prints their most expensive operations.
 """
 
 import pathlib
@@ -23,28 +24,41 @@ _RIVAL = flags.DEFINE_bool("rival", False, "Then do the same in PyTorch, and pri
 _RIVAL_COMPILE = flags.DEFINE_enum(
     "rival_compile", "auto", ("auto", "max-autotune", "reduce-overhead", "default", "off"),
     "Mode of the rival's torch.compile; auto: max-autotune as published, on CPU off.")
-for _name in ("config", "list", "traceback"):
+_OF_A_PROFILE = ("profile", "profile_steps", "workdir")
+for _name in ("config", "list", "traceback", *_OF_A_PROFILE):
     flags.declare_key_flag(_name)
 
 
 def main(argv):
-    """Run `driver.run` as the flags say, and return the exit code."""
-    from jaxcifar.speedrun import driver
+    """Run `driver.run` or `profile.run` as the flags say, and return the exit code."""
+    from jaxcifar.speedrun import driver, profile
     del argv
     given = flags.FLAGS
     try:
-        main_lib.refuse_flags_of_a_run("in a speedrun, which takes --runs, --out and --rival")
-        name = pathlib.Path(main_lib.default_workdir(sys.argv)).name
+        main_lib.refuse_flags_of_a_run(
+            "in a speedrun, which takes --runs, --out and --rival, or --profile",
+            but=_OF_A_PROFILE if given.profile else ())
+        workdir = main_lib.default_workdir(sys.argv)
         if _RIVAL_COMPILE.present and not _RIVAL.value:
             raise UserError("--rival_compile needs --rival")
-        driver.run(given.config, _RUNS.value, name=name, out=_OUT.value, rival=_RIVAL.value,
-                   rival_compile=_RIVAL_COMPILE.value)
+        if given.profile:
+            _refuse_flags_of_runs()
+            profile.run(given.config, given.workdir or workdir, given.profile_steps)
+            return 0
+        driver.run(given.config, _RUNS.value, name=pathlib.Path(workdir).name, out=_OUT.value,
+                   rival=_RIVAL.value, rival_compile=_RIVAL_COMPILE.value)
     except UserError as error:
         if given.traceback:
             raise
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _refuse_flags_of_runs():
+    for flag in (_RUNS, _OUT, _RIVAL):
+        if flag.present:
+            raise UserError(f"--{flag.name} has no meaning with --profile, which trains no network")
 
 
 if __name__ == "__main__":

@@ -54,15 +54,8 @@ def run(config, runs, *, name, out="", rival=False, rival_compile="auto", stream
     if rival:
         rival_lib.check(config)
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # it needs memory too
-    train_lib.configure_jax(config)
-    devices = parallel.create(config)
-    with watch.section("data"):
-        dataset = data.load(config.dataset, config.data_dir)
-    prepared = training.create(config, len(dataset.train_labels), dataset.num_classes)
-    with watch.section("transfer"):
-        train, test = devices.replicate(_splits(dataset))
-    platform = devices.devices[0].platform
-    trainer = Trainer(prepared, devices, rolled=platform != "cpu")
+    trainer, train, test, dataset = prepare(config, watch)
+    prepared, platform = trainer.run, trainer.devices.devices[0].platform
     with watch.section("compile"):
         trainer.compile(train, test)
     if trainer.rolled:
@@ -82,6 +75,22 @@ def run(config, runs, *, name, out="", rival=False, rival_compile="auto", stream
     if path:
         say(f"wrote {path}")
     return content
+
+
+def prepare(config, watch):
+    """Return (Trainer, nothing compiled; training and test (images, labels) there; data.Dataset).
+
+    watch: logs.Stopwatch, whose sections "data" and "transfer" get their seconds.
+    """
+    train_lib.configure_jax(config)
+    devices = parallel.create(config)
+    with watch.section("data"):
+        dataset = data.load(config.dataset, config.data_dir)
+    run = training.create(config, len(dataset.train_labels), dataset.num_classes)
+    with watch.section("transfer"):
+        train, test = devices.replicate(_splits(dataset))
+    rolled = devices.devices[0].platform != "cpu"
+    return Trainer(run, devices, rolled=rolled), train, test, dataset
 
 
 def _measure_rival(spec, dataset, content, out, say):

@@ -4,9 +4,10 @@ Source: the records of cifar10-airbench since arXiv 2404.00498 (airbench96_faste
 a proxy of 32, 64 and 64 channels and two convolutions to a group sees the batches that the network
 will see, in the same order and with the same augmentation; of each batch the half with the largest
 losses is kept; the proxy takes a step, on that half, at every fourth batch, under the network's own
-rates and without lookahead; its first layer's bias stays as drawn. Ours: partial batches at the end
-of an epoch are dropped, where the original fills them from the next; the network's first bias is
-trained for three epochs, as its settings say, at a rate of its own that falls to 0.
+rates and without lookahead; its first layer's bias stays 0. Ours: partial batches at the end of an
+epoch are dropped, where the original fills them from the next; the network's first bias is trained
+for three epochs, as the original's settings say (its loop compares an epoch's number with a step's,
+and goes on to the end).
 """
 
 import jax.numpy as jnp

@@ -17,7 +17,8 @@ from jaxcifar.errors import UserError
 from jaxcifar.speedrun import training
 from jaxcifar.task import IMAGE_SHAPE
 
-_MODEL_OPTIONS = ("num_classes", "channels", "depth", "bn_momentum", "head_scale", "head_std")
+_MODEL_OPTIONS = ("num_classes", "channels", "depth", "bn_momentum", "head_scale", "head_std",
+                  "draw_bias")
 _ROW = ("accuracy", "accuracy_tta", "seconds", "seconds_with_evaluation")
 
 

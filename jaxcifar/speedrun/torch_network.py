@@ -1,20 +1,23 @@
 """The speedruns' network in PyTorch: jaxcifar.models.speedrun_net, weight for weight.
 
-Written from the description in arXiv 2404.00498. torch is imported when a network is made.
+Written from the description in arXiv 2404.00498. The first layer is a convolution, as published: in
+float16, as torch_rival has it on a GPU, it is as exact as our float32 product is there (TF32, of as
+many bits). torch is imported when a network is made.
 """
 
 import functools
 
 
 def create(num_classes=10, channels=(64, 256, 256), depth=2, bn_momentum=0.4, head_scale=1 / 9,
-           head_std=0.0):
+           head_std=0.0, draw_bias=False):
     """Return the torch.nn.Module of a network; the options are those of SpeedrunNet in Flax.
 
     It maps images, float [N, 3, 32, 32], to logits [N, num_classes]; `forward(images, False)` keeps
     the first layer's bias out of the gradient. Its state_dict has the names that
     `jaxcifar.torch_weights` knows.
     """
-    return _network()(num_classes, tuple(channels), depth, bn_momentum, head_scale, head_std)
+    return _network()(num_classes, tuple(channels), depth, bn_momentum, head_scale, head_std,
+                      draw_bias)
 
 
 @functools.cache
@@ -81,7 +84,7 @@ def _network():
     ConvGroup = _group()
 
     class SpeedrunNet(nn.Module):
-        def __init__(self, num_classes, channels, depth, momentum, head_scale, head_std):
+        def __init__(self, num_classes, channels, depth, momentum, head_scale, head_std, draw_bias):
             super().__init__()
             self.whiten = nn.Conv2d(3, 24, 2)
             for i, (width, features) in enumerate(zip((24, *channels), channels), start=1):
@@ -89,12 +92,14 @@ def _network():
             self.groups = len(channels)
             side = (31 >> len(channels)) // 3  # of the last map
             self.head = nn.Linear(channels[-1] * side * side, num_classes, bias=False)
-            self.head_scale, self.head_std = head_scale, head_std
+            self.head_scale, self.head_std, self.draw_bias = head_scale, head_std, draw_bias
             self.reset()
 
         def reset(self):
             """Draw all weights anew, in place: what was compiled goes on with them."""
             self.whiten.reset_parameters()
+            if not self.draw_bias:
+                nn.init.zeros_(self.whiten.bias)
             for i in range(1, self.groups + 1):
                 getattr(self, f"group{i}").reset()
             self.head.reset_parameters()

@@ -3,10 +3,10 @@
     python -m jaxcifar.speedrun.torch_rival SPECIFICATION.json
 
 The algorithms published as airbench94_muon, airbench94 and airbench96 (arXiv 2404.00498, Muon's
-write-up), written anew: float16 network in channels_last with float32 BatchNorm, torch.compile,
-data on the device, an epoch's images cropped and mirrored at once. Timed as published, by CUDA
-events: whitening, training, the evaluation of six views. Apart: drawing the weights, and the
-warm-up run, which compiles. Where there is no CUDA (tests) it runs in float32.
+write-up), written anew: float16 network, its first layer too, in channels_last with float32
+BatchNorm, torch.compile, data on the device, an epoch's images cropped and mirrored at once. Timed
+as published, by CUDA events: whitening, training, the evaluation of six views. Apart: drawing the
+weights, and the warm-up run, which compiles. Where there is no CUDA (tests) it runs in float32.
 
 Lines out, JSON: {"ready": ...}, then a row for each run; or {"error": message}.
 """

@@ -24,14 +24,14 @@ class Trainer:
         """Prepare the programs; `compile` or the first use compiles them."""
         self.run, self.devices, self.rolled = run, devices, rolled
         self._all_steps = functools.partial(training.all_steps, select=proxy.select)
-        self._train = self._program(self._all_steps)
-        self._start = self._program(training.start)
-        self._steps = [self._program(functools.partial(_step, train_bias=train_bias), donate=(0,))
+        self._train = self.program(self._all_steps)
+        self._start = self.program(training.start)
+        self._steps = [self.program(functools.partial(_step, train_bias=train_bias), donate=(0,))
                        for train_bias in (False, True)]
-        self._proxy = [self._program(function) for function in (
+        self._proxy = [self.program(function) for function in (
             _proxy_start, proxy.look, proxy.step)]
-        self._evaluate = self._program(evaluate)
-        self._logits = {kind: self._program(functools.partial(logits_of, kind=kind))
+        self._evaluate = self.program(evaluate)
+        self._logits = {kind: self.program(functools.partial(logits_of, kind=kind))
                         for kind in ("all views", "plain")}
 
     def compile(self, train, test):
@@ -48,8 +48,7 @@ class Trainer:
             small = begin(seed, train[0])
             for program in programs:
                 program.compile(small, prepared, seed, jnp.int32(0))
-            prepared = prepared.replace(
-                kept=jnp.zeros((self.run.total_steps, self.run.keep), jnp.int32))
+        prepared = prepared.replace(kept=training.first_places(self.run))
         for program in self._steps:
             program.compile(state, prepared, seed, jnp.int32(0))
         index = jnp.arange(self.run.config.eval_batch_size)
@@ -95,7 +94,8 @@ class Trainer:
         correct = self.devices.fetch(correct)
         return {name: float(100 * count / len(labels)) for name, count in correct.items()}
 
-    def _program(self, function, donate=()):
+    def program(self, function, donate=()):
+        """Return the parallel.Program of function(run, *args); donate: positions among `args`."""
         def call(*args, axis_name, num_devices):
             del axis_name, num_devices  # one device
             return function(self.run, *args)

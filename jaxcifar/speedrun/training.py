@@ -1,7 +1,8 @@
 """A speedrun's start, its step, and all of its steps: pure functions.
 
 Source: arXiv 2404.00498 and Muon's write-up (see jaxcifar.muon). The network computes in
-config.dtype, bfloat16 where the originals have float16; parameters and updates are float32 here.
+config.dtype, bfloat16 where the originals have float16, but for its first layer, whose images and
+product are float32 (models.speedrun_net.Whitening); parameters and updates are float32 here.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcifar import config as config_lib
-from jaxcifar import metrics, muon, optim, partition, streams
+from jaxcifar import augment, metrics, muon, optim, partition, streams
 from jaxcifar.augment import ops
 from jaxcifar.errors import UserError
 from jaxcifar.models import speedrun_net
@@ -93,6 +94,8 @@ def create(config, num_train, num_classes):
     """Build the Speedrun of a configuration; raises UserError as `check` and `create_task`."""
     check(config)
     task = create_task(config, num_train, num_classes)
+    task = dataclasses.replace(task, normalize=augment.evaluation(  # in float32, as in `batch`
+        config.eval_transform, config.augment, tuple(config.mean), tuple(config.std)))
     per_epoch = num_train // config.batch_size
     total = math.ceil(config.speedrun.epochs * per_epoch)
     bias = min(math.ceil(config.speedrun.whiten_bias_epochs * per_epoch), total)
@@ -123,10 +126,17 @@ def start(run, seed, images, labels):
     return prepared, initial(run, seed, images)
 
 
+def first_places(run):
+    """Return Prepared.kept to compile and to measure with: the first places of every batch, or None."""
+    if run.proxy is None:
+        return None
+    return jnp.tile(jnp.arange(run.keep, dtype=jnp.int32), (run.total_steps, 1))
+
+
 def initial(run, seed, images):
     """Return the State before step 0; the first layer's kernel is that of the training images."""
     config = run.config
-    zeros = jnp.zeros((1, *IMAGE_SHAPE), run.task.model.dtype)
+    zeros = jnp.zeros((1, *IMAGE_SHAPE))
     key = streams.stream_key(seed, "init")
     variables = run.task.model.init({"params": key}, zeros, train=False)
     params, stats = variables["params"], variables["batch_stats"]
@@ -138,7 +148,7 @@ def initial(run, seed, images):
 
 
 def batch(run, prepared, seed, number):
-    """Return the images [batch, 32, 32, 3] in the compute dtype and labels of step `number`.
+    """Return the images, float32 [batch, 32, 32, 3], and labels of step `number`.
 
     Where examples are chosen they are [keep, ...], augmented as the whole batch's are.
     """
@@ -157,7 +167,7 @@ def batch(run, prepared, seed, number):
     epoch = number // (len(prepared.labels) // config.batch_size)
     flips = images_lib.mirrored(prepared.flips[index], epoch)
     images = jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
-    images = ops.normalize(images, config.mean, config.std, run.task.model.dtype)
+    images = ops.normalize(images, config.mean, config.std)
     if options.cutout:
         images = images_lib.cut_out(images, corners, options.cutout)
     return images, prepared.labels[index]
@@ -224,14 +234,17 @@ def all_steps(run, seed, images, labels, select=None):
     if run.proxy is not None:
         prepared = prepared.replace(kept=select(run, prepared, seed, images))
 
-    def steps(state, train_bias, first, stop):
-        def body(state, number):
-            return step(run, train_bias, state, prepared, seed, number), None
+    state = steps(run, True, state, prepared, seed, jnp.arange(run.bias_steps))
+    return result(steps(run, False, state, prepared, seed,
+                        jnp.arange(run.bias_steps, run.total_steps)))
 
-        return lax.scan(body, state, jnp.arange(first, stop))[0]
 
-    state = steps(state, True, 0, run.bias_steps)
-    return result(steps(state, False, run.bias_steps, run.total_steps))
+def steps(run, train_bias, state, prepared, seed, numbers):
+    """Take the steps `numbers` (int32 [count]) in a rolled loop; see `step`. Returns the State."""
+    def body(state, number):
+        return step(run, train_bias, state, prepared, seed, number), None
+
+    return lax.scan(body, state, numbers)[0]
 
 
 def result(state):
@@ -242,8 +255,12 @@ def result(state):
 def bias_share(run, number):
     """Return what turns the schedule's rate into that of the first layer's bias, float32 [].
 
-    Its own falls linearly from the base rate to 0 over the steps that train it.
+    Without config.speedrun.whiten_bias_linear that is 1, as in airbench94 and airbench96. With it
+    its own rate falls linearly from the base rate to 0 over the steps that train it, as in
+    airbench94_muon.
     """
+    if not run.config.speedrun.whiten_bias_linear:
+        return jnp.float32(1)
     own = run.config.optimizer.learning_rate * (1 - number / run.bias_steps)
     return own / learning_rate(run, number)
 
