@@ -1,4 +1,4 @@
-"""Compile a configuration's training for a GPU that is not there, and count the kernels of a step.
+"""Compile a configuration's training, a speedrun's too, for a GPU that is not there; count a step's kernels.
 
     pip install --no-deps jax-cuda13-plugin==VERSION jax-cuda13-pjrt==VERSION  # as jax; 142 MB
     python -m jaxcifar.gpu_program --config=configs/resnet5m.py --config.dtype=bfloat16
@@ -28,6 +28,7 @@ from jaxcifar import epoch, logs, trace, train
 from jaxcifar import main as main_lib
 from jaxcifar.data import specs
 from jaxcifar.errors import UserError
+from jaxcifar.speedrun import proxy, training
 from jaxcifar.state import create_state
 from jaxcifar.task import create_task
 
@@ -83,32 +84,52 @@ def configure():
 
 
 def compiled(config):
-    """Compile a call of an epoch's full batches for one H200; return jax.stages.Compiled.
+    """Compile a call of an epoch's full batches for one H200, or a whole speedrun.
 
-    Raises UserError where JAX's CUDA plugin is missing.
+    Returns:
+      jax.stages.Compiled. Raises UserError where JAX's CUDA plugin is missing.
     """
-    spec = specs.SPECS[config.dataset]
-    num_train = spec.count("train") - config.val_size
     try:
         device = topologies.get_topology_desc(
             platform="cuda", target_config=_H200, topology="1x1x1").devices[0]
     except NotImplementedError as error:
         raise UserError("JAX's CUDA plugin is not installed: see the head of "
                         f"{os.path.relpath(__file__)}") from error
-    task = create_task(config, num_train, spec.num_classes)
-    arguments = (create_state(task, config.seed).on_device(),
-                 {"images": np.empty((num_train, *specs.IMAGE_SHAPE), np.uint8),
-                  "labels": np.empty(num_train, np.int32)}, np.empty(num_train, np.int32))
+    function, arguments, donated = (_speedrun if config.speedrun.epochs else _epoch)(config)
     sharding = jax.sharding.SingleDeviceSharding(device)
     arguments = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
-    steps = functools.partial(epoch.train_steps, task, max(task.full_steps, 1), config.batch_size,
-                              False, axis_name=None, num_devices=1)
     cpu, jax.default_backend = jax.default_backend, lambda: "gpu"  # by which our forms are chosen
     try:
-        return jax.jit(steps, donate_argnums=(0,)).lower(*arguments).compile()
+        return jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
     finally:
         jax.default_backend = cpu
+
+
+def _epoch(config):
+    """Return (function, arguments, positions of the donated ones) of an epoch's full batches."""
+    data, classes = _data(config)
+    num_train = len(data["labels"])
+    task = create_task(config, num_train, classes)
+    steps = functools.partial(epoch.train_steps, task, max(task.full_steps, 1), config.batch_size,
+                              False, axis_name=None, num_devices=1)
+    state = create_state(task, config.seed).on_device()
+    return steps, (state, data, np.empty(num_train, np.int32)), (0,)
+
+
+def _speedrun(config):
+    """Return the same of all steps of a speedrun."""
+    data, classes = _data(config)
+    run = training.create(config, len(data["labels"]), classes)
+    steps = functools.partial(training.all_steps, run, select=proxy.select)
+    return steps, (np.uint32(0), data["images"], data["labels"]), ()
+
+
+def _data(config):
+    spec = specs.SPECS[config.dataset]
+    count = spec.count("train") - config.val_size
+    return {"images": np.empty((count, *specs.IMAGE_SHAPE), np.uint8),
+            "labels": np.empty(count, np.int32)}, spec.num_classes
 
 
 def kernels(text):
@@ -150,7 +171,7 @@ def main(argv):
     config = flags.FLAGS.config
     try:
         main_lib.refuse_flags_of_a_run("here, where nothing is trained")
-        train.check(config)
+        (training.check if config.speedrun.epochs else train.check)(config)
         configure()
         watch = logs.Stopwatch()
         program = compiled(config)

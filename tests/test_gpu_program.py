@@ -2,8 +2,10 @@
 
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -71,6 +73,21 @@ def test_the_table_has_a_line_for_each_part_and_for_the_largest_kernels():
         ["augment", "1", "0"], ["backward", "1", "0"], ["forward", "1", "1"],
         ["optimizer", "1", "0"], ["all", "4", "1"]]
     assert lines[-4].split() == ["0.0", "mm.1", "fc/dot_general,", "backward"]
+
+
+def test_a_speedrun_is_compiled_whole(monkeypatch):
+    config = runpy.run_path(str(ROOT / "configs" / "speedrun.py"))["get_config"]("94")
+    config.model.channels = (8, 8, 8)
+    compiled = []
+    monkeypatch.setattr(topologies, "get_topology_desc",
+                        lambda **kwargs: types.SimpleNamespace(devices=jax.devices("cpu")))
+    monkeypatch.setattr(jax, "jit", lambda function, donate_argnums: types.SimpleNamespace(
+        lower=lambda *arguments: types.SimpleNamespace(
+            compile=lambda: compiled.append((jax.eval_shape(function, *arguments), arguments)))))
+    gpu_program.compiled(config)
+    (variables, (seed, images, labels)), = compiled
+    assert variables["params"]["group1"]["conv1"]["kernel"].shape == (3, 3, 24, 8)
+    assert (seed.shape, images.shape, labels.shape) == ((), (50_000, 32, 32, 3), (50_000,))
 
 
 def test_a_missing_plugin_is_said_and_jax_is_as_before(monkeypatch):
