@@ -107,7 +107,7 @@ def test_profile_prints_two_tables_and_writes_traces(environment, tmp_path):
     code, out, err = finish(start(environment, tmp_path, *SMALL, "--profile", "--profile_steps=2"))
     assert code == 0, err
     assert "2 training steps of 100 images, resnet5m on cpu" in out
-    assert "2 evaluation batches of 1000 images" in out and "between calls it waited" in out
+    assert "2 evaluation batches of 100 images" in out and "between calls it waited" in out
     assert [path.name for path in tmp_path.iterdir()] == ["profile"]
 
 
