@@ -19,7 +19,8 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Folder of the run; an interrupted one goes on. Default: runs/CONFIG[_VARIANT].")
 _SEEDS = flags.DEFINE_string(
     "seeds", "", "Run several seeds, such as 0,1,2 or 0-4, in WORKDIR/seedN; WORKDIR/seeds.json "
-    "has mean and standard deviation of all that are finished there. Default WORKDIR: runs/CONFIG[_VARIANT]_seeds.")
+    "has mean and standard deviation of all that are finished there. Default WORKDIR: "
+    "runs/CONFIG[_VARIANT]_seeds.")
 _SEEDS_TOGETHER = flags.DEFINE_enum(
     "seeds_together", "auto", ("auto", "yes", "no"),
     "All seeds at once in one compiled program, one after the other, or what is faster.")

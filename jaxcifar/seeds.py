@@ -12,7 +12,6 @@ that of training, and validation accuracies are of the same images. (Of the publ
 on architectures, names its seeds, 0, 1 and 2; it does not say whether they also drew the split.)
 """
 
-import json
 import pathlib
 import re
 import sys
@@ -213,7 +212,4 @@ def _finished(config, seed, workdir):
 
 def _result(workdir, seed):
     """Return a run's result.json, or None where there is none that can be read."""
-    try:
-        return json.loads((workdir / f"seed{seed}" / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    return run_folder.read_json(workdir / f"seed{seed}" / "result.json", None)

@@ -145,8 +145,9 @@ def pays(shared, seeds, say):
     """Return whether training `seeds` (ints) together is the faster way; `say` a line of why.
 
     Not with features of a frozen backbone (jaxcifar.features), which `fit` here does not cache, nor
-    on CPU, where it gains little or loses much (see the module). Elsewhere some steps of the first seed alone and of all seeds
-    together are timed; what does not fit into the device's memory does not pay.
+    on CPU, where it gains little or loses much (see the module). Elsewhere some steps of the first
+    seed alone and of all seeds together are timed; what does not fit into the device's memory does
+    not pay.
     """
     if not features.obstacle(shared.task):
         say("one by one: a frozen backbone's features are computed once, the rest is quick")
