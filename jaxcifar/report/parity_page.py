@@ -143,7 +143,7 @@ def _table(judged, known, results):
         name = v.row.partition("/")[2]
         lines.append("| " + " | ".join((
             f"`{name}`" if new else "", _number(v.number), _published(v.number),
-            _limit(v, known), _ours(v), _difference(v), _MARKS.get(v.status, v.status),
+            _limit(v), _ours(v), _difference(v), _MARKS.get(v.status, v.status),
             _command(v.row, known, results) if new and v.row in known
             and known[v.row].needs_run else "")) + " |")
         known_to_all = v.number.source == "recount" or v.number.metric == "kaggle_accuracy"
@@ -215,10 +215,9 @@ def _command(row, known, results):
     return f"`python scripts/parity.py --rows='{row}'`"
 
 
-def _limit(verdict, known):
+def _limit(verdict):
     """Return the worst value that holds, "" where none is judged or the count must be equal."""
-    epochs = known[verdict.row].config.epochs if verdict.row in known else verdict.epochs
-    worst = parity_judge.limit(verdict.number, epochs)
+    worst = parity_judge.limit(verdict.number, verdict.epochs)
     return "" if worst is None else f"{worst:.{_digits(verdict.number)}f}"
 
 
