@@ -47,20 +47,18 @@ class ViT(nn.Module):
 
 class CIFAR100CNN(nn.Module):
     def __init__(self, num_classes=100, filters=(128, 128, 128, 256), kernel_sizes=(5, 3, 3, 3),
-                 batch_norm=False, fc_width=4096, dropout=0.0):
+                 batch_norm=False, fc_batch_norm=False, fc_width=4096, dropout=0.0):
         super().__init__()
-        def norm(layer, width):
-            return layer(width) if batch_norm else nn.Identity()
-
         width, size = 3, 32
         for i, name in enumerate(("conv1", "conv2", "conv3", "conv_final")):
             stride = 2 if i == 0 else 1
             setattr(self, name, nn.Conv2d(width, filters[i], kernel_sizes[i], stride))
-            setattr(self, name + "_bn", norm(nn.BatchNorm2d, filters[i]))
+            setattr(self, name + "_bn",
+                    nn.BatchNorm2d(filters[i]) if batch_norm else nn.Identity())
             width, size = filters[i], (size - kernel_sizes[i]) // stride + 1
         self.pool = nn.MaxPool2d(2)
         self.fc1 = nn.Linear(width * (size // 2) ** 2, fc_width)
-        self.fc1_bn = norm(nn.BatchNorm1d, fc_width)
+        self.fc1_bn = nn.BatchNorm1d(fc_width) if fc_batch_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.fc2 = nn.Linear(fc_width, num_classes)
 
