@@ -289,10 +289,11 @@ def test_image_folder_defects(ten, tmp_path):
 # ---- the script ----------------------------------------------------------------------------------
 
 
-def test_script_prints_one_line_on_an_error(tmp_path):
+@pytest.mark.parametrize("data_dir", ["--data_dir", "--data-dir"])
+def test_script_prints_one_line_on_an_error(data_dir, tmp_path):
     root = pathlib.Path(__file__).resolve().parent.parent
     command = [sys.executable, str(root / "scripts" / "prepare_data.py"), "--dataset", "cifar10",
-               "--source", str(tmp_path / "none"), "--data_dir", str(tmp_path / "out")]
+               "--source", str(tmp_path / "none"), data_dir, str(tmp_path / "out")]
     env = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
     assert done.returncode == 2
@@ -303,3 +304,22 @@ def test_script_prints_one_line_on_an_error(tmp_path):
 def test_shapes32_needs_no_source(monkeypatch, tmp_path):
     fakes.install(monkeypatch, tmp_path, "shapes32")
     assert prepare.prepare("shapes32", data_dir=tmp_path / "out").name == "1.0.0"
+
+
+def test_a_data_set_of_one_s_own_takes_a_spec_and_image_folders(monkeypatch, tmp_path):
+    fakes.install(monkeypatch, tmp_path)
+    spec = specs.DatasetSpec("pets", "1.0.0", ("cat", "dog"), train_per_class=3, test_per_class=2)
+    monkeypatch.setitem(specs.SPECS, "pets", spec)
+    out, splits = tmp_path / "out", fakes.fake_splits(spec)
+    with pytest.raises(UserError, match="pets is not prepared: .*--source FOLDER"):
+        data.load("pets", out)
+    with pytest.raises(UserError, match="cannot be downloaded: --source=FOLDER with train/<class>"):
+        run("pets", "download", out)
+    with pytest.raises(UserError, match="holds no pets: expected train/<class>/ and test/<class>/"):
+        run("pets", str(tmp_path), out)
+    folder = run("pets", str(fakes.write_images(tmp_path, spec, splits)), out)
+    assert folder == out / "pets" / "1.0.0"
+    loaded = data.load("pets", out)
+    assert loaded.class_names == ("cat", "dog") and len(loaded.test_labels) == 4
+    order = np.argsort(splits["train"].labels, kind="stable")  # by class, then by file name
+    np.testing.assert_array_equal(loaded.train_images, splits["train"].images[order])

@@ -67,7 +67,8 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
 
 def _not_prepared(spec: DatasetSpec, root: pathlib.Path, explicit: bool) -> str:
     """Return the message that says where the data was looked for and how to prepare it."""
-    command = f"python scripts/prepare_data.py --dataset {spec.name} --source auto"
+    source = "auto" if spec.archives else "FOLDER (of train/<class>/ and test/<class>/ images)"
+    command = f"python scripts/prepare_data.py --dataset {spec.name} --source {source}"
     command += f" --data_dir {root}" if explicit else ""
     found = folders.find_sources(spec, root)
     hint = f" (it will take {found[0]})" if found else ""

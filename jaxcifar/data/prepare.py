@@ -61,6 +61,9 @@ def _arrays(spec: DatasetSpec, source: str, root: pathlib.Path, say):
             except DataError as error:
                 say(f"not usable: {error}")
         say(f"no usable copy of {spec.name} where torchvision, Keras, fastai and TFDS keep theirs")
+    if source in ("auto", "download") and not spec.archives:
+        raise DataError(f"{spec.name} cannot be downloaded: --source=FOLDER with train/<class>/ and "
+                        "test/<class>/ image folders")
     if source in ("auto", "download"):
         archive = spec.archives[0]
         path = root / _DOWNLOADS / archive.file_name
@@ -68,9 +71,9 @@ def _arrays(spec: DatasetSpec, source: str, root: pathlib.Path, say):
         return read_source(spec, path)
     path = pathlib.Path(source).expanduser()
     if not path.exists():
+        known = [f"{a.file_name}, of {a.folder}, " for a in spec.archives[:1]]
         raise DataError(f"--source {source}: no such file or folder; expected auto, download, or "
-                        f"the path of {spec.archives[0].file_name}, of {spec.archives[0].folder} "
-                        "or of image folders")
+                        f"the path of {''.join(known)}or of image folders")
     say(f"reading {path}")
     return read_source(spec, path)
 
@@ -87,7 +90,7 @@ def read_source(spec: DatasetSpec, path: pathlib.Path) -> dict[str, SplitArrays]
 
 
 def _read_any(spec, path):
-    if path.is_file():
+    if path.is_file() and spec.archives:
         return official.read_archive(spec, path)
     for folder in (path, *(path / archive.folder for archive in spec.archives)):
         if official.is_official_folder(spec, folder):
@@ -97,11 +100,11 @@ def _read_any(spec, path):
             return official.read_archive(spec, path / archive.file_name)
     if image_folder.is_image_folder(path):
         return image_folder.read_image_folder(spec, path)
+    known = [" or ".join(getattr(a, field) for a in spec.archives) for field in ("folder", "file_name")]
     raise DataError(
         f"{path}: holds no {spec.name}{official.other_dataset(spec, path)}: expected "
-        f"{' or '.join(a.folder for a in spec.archives)}, "
-        f"{' or '.join(a.file_name for a in spec.archives)}, or train/<class>/ and test/<class>/ "
-        "image folders"
+        f"{''.join(f'{names}, ' for names in known if names)}{'or ' if spec.archives else ''}"
+        "train/<class>/ and test/<class>/ image folders"
     )
 
 

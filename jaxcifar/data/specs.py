@@ -43,7 +43,8 @@ class DatasetSpec:
 
     `class_names[i]` is the name of label i; `coarse_names` and `coarse_of_class` are the
     superclasses of CIFAR-100 (empty elsewhere). `mean` is the known training mean per channel, of
-    pixels in [0, 1].
+    pixels in [0, 1]. `generated`: this package draws the images itself. A data set without
+    archives that is not generated is prepared from image folders.
     """
 
     name: str
@@ -54,22 +55,18 @@ class DatasetSpec:
     mean: tuple[float, float, float] | None = None
     coarse_names: tuple[str, ...] = ()
     coarse_of_class: tuple[int, ...] = ()
+    generated: bool = False
     archives: tuple[Archive, ...] = ()
     train_files: tuple[str, ...] = ()  # of the python version; the binary one adds ".bin"
     test_files: tuple[str, ...] = ()
     server: str = SERVER
     description: str = ""
-    homepage: str = "https://www.cs.toronto.edu/~kriz/cifar.html"
+    homepage: str = ""
 
     @property
     def num_classes(self) -> int:
         """Return the number of classes."""
         return len(self.class_names)
-
-    @property
-    def generated(self) -> bool:
-        """Return whether this package draws the images itself."""
-        return not self.archives
 
     def per_class(self, split: str) -> int:
         """Return the number of images of each class in `split` ("train" or "test")."""
@@ -181,6 +178,8 @@ _COARSE_OF_NAME = {
     for fine in names.split()
 }
 
+_HOMEPAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+
 CIFAR10 = DatasetSpec(
     name="cifar10",
     version="3.0.2",
@@ -196,6 +195,7 @@ CIFAR10 = DatasetSpec(
     ),
     train_files=tuple(f"data_batch_{i}" for i in range(1, 6)),
     test_files=("test_batch",),
+    homepage=_HOMEPAGE,
     description="CIFAR-10: 60,000 colour images of 32x32 pixels in 10 classes, 50,000 of them for "
     "training and 10,000 for testing.",
 )
@@ -217,6 +217,7 @@ CIFAR100 = DatasetSpec(
     ),
     train_files=("train",),
     test_files=("test",),
+    homepage=_HOMEPAGE,
     description="CIFAR-100: 60,000 colour images of 32x32 pixels in 100 classes, which form 20 "
     "superclasses; 500 training and 100 test images per class.",
 )
@@ -228,9 +229,9 @@ SHAPES32 = DatasetSpec(
                  "bar", "corner"),
     train_per_class=1000,
     test_per_class=200,
+    generated=True,
     description="shapes32: ten shapes drawn by a program on 32x32 colour images, with random "
     "position, size, rotation, colours, background, distractors and noise.",
-    homepage="",
 )
 
 SPECS = {spec.name: spec for spec in (CIFAR10, CIFAR100, SHAPES32)}

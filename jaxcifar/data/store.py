@@ -39,7 +39,7 @@ def write(spec: DatasetSpec, splits: dict[str, SplitArrays], data_dir: os.PathLi
     `splits` maps "train" and "test" to verified arrays. Raises what TFDS and the file system raise;
     the caller writes into a temporary directory and renames it (see prepare.py).
     """
-    builder = builders.BUILDERS[spec.name](data_dir=os.fspath(data_dir), file_format="array_record")
+    builder = builders.builder_of(spec)(data_dir=os.fspath(data_dir), file_format="array_record")
     builder.arrays = splits
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     with _quiet():
