@@ -1,4 +1,4 @@
-"""The page of models: name, paper, sizes, accuracy published and measured, training speed."""
+"""The page of models: name, paper, sizes, file, accuracy published and measured, training speed."""
 
 import math
 
@@ -54,12 +54,13 @@ def multiply_adds(function, *args):
 
 
 def describe(name):
-    """Return a model's row at 32x32 and 10 classes: dict of name, paper, params, multiply_adds."""
+    """Return a model's row at 32x32 and 10 classes: name, paper, file, params, multiply_adds."""
     model = models.create(name)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     variables = jax.eval_shape(
         lambda x: model.init({"params": jax.random.key(0)}, x, train=False), image)
     return {"name": name, "paper": PAPERS[max((p for p in PAPERS if name.startswith(p)), key=len)],
+            "file": f"{models.MODELS[name][0]}.py",
             "params": models.count_params(variables["params"]),
             "multiply_adds": multiply_adds(
                 lambda v, x: model.apply(v, x, train=False), variables, image)}
@@ -74,16 +75,21 @@ def page(measured, speeds):
         "# Models", "",
         "Made by `python scripts/models_page.py`. Parameters and multiply-adds (of convolutions and",
         "matrix products) are those of `jaxcifar.models.create(name)` at 32x32 and 10 classes.", "",
-        "- Published: test accuracy on CIFAR-10 in percent after 200 epochs, from the README of",
-        "  kuangliu/pytorch-cifar.",
+        "- File: of the class whose fields are the model's options; `jaxcifar.models.options(name)` gives",
+        "  them with their defaults, `--config.model.OPTION=VALUE` changes one.",
+        "- Published: test accuracy on CIFAR-10 in percent, from the README of kuangliu/pytorch-cifar. Its",
+        "  recipe is 200 epochs down a cosine, which `configs/pytorch_cifar.py` trains; nine of the figures",
+        "  stood there already when it was 350 epochs in three steps (the file says which).",
         "- Ours: mean test accuracy of the best recipe measured with the model's options as registered,",
-        "  its epochs and seeds; on CIFAR-100 where it says so. [parity.md](parity.md) has all recipes.",
+        "  its epochs (of the longest run) and seeds; on CIFAR-100 where it says so. Recipes with other",
+        "  options do not count here: `cnn3` has no dropout as registered, but 0.5 in the report's best",
+        "  cell, `configs/architectures.py:cnn`, which the README quotes. [parity.md](parity.md) has all.",
         "- Training: images per second of a training step with batch 16 or more, and how many times",
         "  PyTorch's (eager, float32, the same processor, by CPU time) that is, from results/benchmark_*:",
         "  a GPU's, else on all cores, else on one. [performance.md](performance.md) has the machines.",
         "  Empty: not measured.", "",
-        "| name | paper | parameters | multiply-adds | published | ours | training |",
-        "| --- | --- | ---: | ---: | ---: | --- | --- |"]
+        "| name | paper | parameters | multiply-adds | file | published | ours | training |",
+        "| --- | --- | ---: | ---: | --- | ---: | --- | --- |"]
     return "\n".join([*lines, *(line(name, measured.get(name, ""), speeds.get(name, ""))
                                 for name in models.names())]) + "\n"
 
@@ -94,8 +100,8 @@ def line(name, measured="", speed=""):
     accuracy = [r.value for r in published.rows("peers", metric="test_accuracy")
                 if r.note == f"kuangliu/pytorch-cifar {name}"]
     return (f"| `{name}` | {row['paper']} | {row['params']:,} | "
-            f"{row['multiply_adds'] / 1e6:,.1f} M | {accuracy[0] if accuracy else ''} | "
-            f"{measured} | {speed} |")
+            f"{row['multiply_adds'] / 1e6:,.1f} M | [{row['file']}](../jaxcifar/models/{row['file']}) | "
+            f"{accuracy[0] if accuracy else ''} | {measured} | {speed} |")
 
 
 def _count(jaxpr):
