@@ -18,7 +18,7 @@ def get_config():
     config.model = config_lib.model(
         "resnet5m", channels=(16, 32, 64), blocks=(1, 1, 1), shortcut_kernel=1, stem_width=16, pool=8)
     config.epochs = 4
-    config.batch_size = 100
+    config.batch_size = 96  # to be divided among 2, 3, 4, 6 or 8 devices
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 0.01
     config.optimizer.weight_decay = 0.01

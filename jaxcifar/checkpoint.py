@@ -1,5 +1,6 @@
 """Checkpoints: the newest ones and the best one, written atomically by orbax."""
 
+import contextlib
 import pathlib
 import shutil
 import warnings
@@ -8,6 +9,7 @@ import zlib
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 from jaxcifar import run_folder
 from jaxcifar.errors import UserError
@@ -49,10 +51,11 @@ class Checkpoints:
         try:
             if not read_only:
                 self._folder.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(
-                self._folder, options=ocp.CheckpointManagerOptions(
-                    create=False, read_only=read_only, preservation_policy=self._policy,
-                    cleanup_tmp_directories=not read_only, multiprocessing_options=single))
+            with _without_warnings() if read_only else contextlib.nullcontext():
+                self._manager = ocp.CheckpointManager(
+                    self._folder, options=ocp.CheckpointManagerOptions(
+                        create=False, read_only=read_only, preservation_policy=self._policy,
+                        cleanup_tmp_directories=not read_only, multiprocessing_options=single))
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {self._folder}: "
                             f"{error.strerror or error}; choose another --workdir") from error
@@ -134,6 +137,17 @@ class Checkpoints:
             (self._folder / str(step)).rename(target)
         if steps and not self._read_only:
             self._manager.reload()
+
+
+@contextlib.contextmanager
+def _without_warnings():
+    """Keep orbax from saying that what is opened to be read is read-only."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _leaves(state):

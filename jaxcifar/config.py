@@ -259,7 +259,10 @@ def validate(config):
         _require(config[field] < 2**32, field, config[field], "below 2**32")
     for field in ("mean", "std"):
         _require(len(config[field]) == 3, field, config[field], "three numbers, one per channel")
-    _require(all(value > 0 for value in config.std), "std", config.std, "above 0")
+    _require(all(0 <= value <= 1 for value in config.mean), "mean", config.mean,
+             "of pixels in [0, 1], not of 0 to 255")
+    _require(all(0 < value <= 1 for value in config.std), "std", config.std,
+             "above 0, and of pixels in [0, 1], not of 0 to 255")
     _require(0 < config.epoch_fraction <= 1, "epoch_fraction", config.epoch_fraction,
              "above 0 and at most 1")
     for field in ("ema_decay", "label_smoothing"):
@@ -267,6 +270,9 @@ def validate(config):
     rate, decay = config.optimizer.learning_rate, config.optimizer.weight_decay
     _require(rate >= 0 and math.isfinite(rate), "optimizer.learning_rate", rate, "0 or more")
     _require(decay >= 0 and math.isfinite(decay), "optimizer.weight_decay", decay, "0 or more")
+    for field in ("patience", "cooldown", "warmup_epochs"):
+        _require(config.schedule[field] >= 0, f"schedule.{field}", config.schedule[field],
+                 "0 or more")
     _check_measured(config)
     _require(config.num_devices or config.bn_sync == "global", "num_devices", config.num_devices,
              'given with bn_sync = "replica": the result depends on it')
@@ -326,6 +332,9 @@ def _check_fields(config, declared, prefix):
             raise UserError(unknown(f"field in config{prefix and '.' + prefix[:-1]}", key, declared))
         if isinstance(declared[key], ConfigDict) and key != "model":
             _check_fields(config[key], declared[key], f"{prefix}{key}.")
+        elif config[key] is None or isinstance(config[key], bool) != isinstance(declared[key], bool):
+            _require(False, prefix + key, config[key],
+                     f"of type {type(declared[key]).__name__}, as its default {declared[key]!r}")
     for key in declared:
         if key not in config:
             raise UserError(f"config field '{prefix}{key}' is missing; start from "

@@ -9,7 +9,6 @@ that the second form writes is a run at epoch 0 of that configuration: jaxcifar.
 match the regular expression anew.
 """
 
-import argparse
 import json
 import pathlib
 import re
@@ -19,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxcifar import config as config_lib
-from jaxcifar import overrides, run_folder, selection, torch_weights, weight_files
+from jaxcifar import command, overrides, run_folder, selection, torch_weights, weight_files
 from jaxcifar.checkpoint import Checkpoints
 from jaxcifar.data import specs
 from jaxcifar.errors import UserError, unknown
@@ -102,8 +101,12 @@ def read_config(workdir):
         config.model = config_lib.model(**_tuples(fields.pop("model")))
         _fill(config, _tuples(fields))
     except OSError as error:
-        raise UserError(f"{workdir} is not a run folder: it has no readable config.json; give the "
-                        "--workdir of a run") from error
+        seeds = run_folder.names_of_seeds(workdir)
+        raise UserError(
+            f"{workdir} holds several seeds ({seeds}), each a run of its own: give one of them, "
+            f"such as {pathlib.Path(workdir, seeds.partition(',')[0])}" if seeds else
+            f"{workdir} is not a run folder: it has no readable config.json; give the --workdir of "
+            "a run") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         reason = str(error).strip().partition("\\n")[0].partition("\n")[0].strip("\"'")
         raise UserError(f"{path} is not a configuration of this version: {reason}") from error
@@ -181,15 +184,9 @@ def _with_fresh(given, pattern, initial):
     return {key: value for key, value in given.items() if not matches(key)} | anew
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"{message}; --help shows both forms")
-
-
 def main(argv):
     """Convert as the command line `argv` says; print one line. Raises UserError."""
-    parser = _Parser(prog="python -m jaxcifar.convert", description=__doc__, allow_abbrev=False,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.Parser(__doc__, "python -m jaxcifar.convert")
     parser.add_argument("--from", dest="source", required=True,
                         help="a run folder, or a .pt, .pth or .safetensors file")
     parser.add_argument("--to", required=True, help="such a file, or a new run folder")
@@ -219,7 +216,7 @@ def main(argv):
 def _config(path, words):
     """Return the configuration that jaxcifar.main would take from the same flags."""
     from absl import flags
-    overrides.check_file(path)
+    written = overrides.read(path)
     for word in words:
         if not re.match(r"--config\.[\w.]+=", word):
             raise UserError(f"unexpected argument {word!r}: fields are set as "
@@ -233,13 +230,10 @@ def _config(path, words):
     except flags.Error as error:
         raise UserError(str(error).splitlines()[0]) from error
     config = values["config"].value
+    overrides.settle(config, written, argv)
     config.lock()
     return config
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    sys.exit(command.run(lambda: main(sys.argv), "what it was writing is not complete"))

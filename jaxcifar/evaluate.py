@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxcifar import config as config_lib
-from jaxcifar import environment, inference, metrics, run_folder
+from jaxcifar import command, environment, inference, metrics, run_folder
 from jaxcifar.data import specs
 from jaxcifar.report import plots
 
@@ -133,4 +133,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    inference.run(main, sys.argv)
+    sys.exit(command.run(lambda: main(sys.argv)))

@@ -1,21 +1,18 @@
 """A trained run, opened to be read: its configuration, one epoch's weights, and their logits."""
 
-import argparse
 import dataclasses
 import functools
 import json
 import os
 import pathlib
-import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax import lax
 
-from jaxcifar import convert, errors, parallel, run_folder, selection, splits, train
+from jaxcifar import command, convert, errors, parallel, run_folder, selection, splits, train
 from jaxcifar.checkpoint import Checkpoints
 from jaxcifar.data import specs
 from jaxcifar.epoch import eval_batch_size
@@ -267,32 +264,14 @@ def check_target(path):
     return path
 
 
-class Parser(argparse.ArgumentParser):
-    """A command line with --workdir, --checkpoint and --flip, whose mistakes are UserErrors."""
+class Parser(command.Parser):
+    """A command line with --workdir, --checkpoint and --flip."""
 
     def __init__(self, prog, description):
         """Declare the arguments that every reader of a run has."""
-        super().__init__(prog=prog, description=description, allow_abbrev=False,
-                         formatter_class=argparse.RawDescriptionHelpFormatter)
-        self.add_argument("--workdir", required=True, help="the run's folder; it is only read")
+        super().__init__(description, prog)
+        self.add_argument("--workdir", required=True, help="the run's folder")
         self.add_argument("--checkpoint", default="selected",
                           help=f"which epoch: {', '.join(CHECKPOINTS)}; default selected")
         self.add_argument("--flip", action="store_true",
                           help="mean of the logits of each image and its mirror image")
-
-    def error(self, message):
-        """Raise UserError in place of a usage text of many lines."""
-        raise UserError(f"{message}; {self.prog} --help shows the arguments")
-
-
-def run(main, argv):
-    """Call main(argv) and exit as jaxcifar.main does: a UserError is one line on stderr."""
-    logging.set_verbosity(logging.ERROR)  # orbax warns that a folder opened to be read is read-only
-    try:
-        main(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
-        sys.exit(130)

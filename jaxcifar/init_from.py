@@ -82,7 +82,7 @@ def _new_keys(given, own, classifier):
 
 def _read(source):
     """Return (where the weights were, state_dict) of config.init_from."""
-    path = pathlib.Path(source)
+    path = pathlib.Path(source).expanduser()
     if source.partition(".")[0].endswith("_Weights") and path.suffix not in weight_files.SUFFIXES:
         path = torchvision_file(source)
     else:

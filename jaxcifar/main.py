@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the training failed, 2 a mistake in the command, the confi
 the folder, 130 or 143 stopped by SIGINT or SIGTERM with the state saved.
 """
 
+import os
 import pathlib
 import runpy
 import signal
@@ -14,7 +15,9 @@ from absl import app, flags, logging
 from jaxcifar import errors, overrides
 
 _CONFIG = overrides.define(
-    "Configuration file, with a variant after a colon: configs/resnet5m.py:model2.")
+    "Configuration file, with a variant after a colon: configs/resnet5m.py:model2. "
+    "--config.FIELD=VALUE changes a field of it; jaxcifar/config.py lists them all.")
+flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Folder of the run; an interrupted one goes on. Default: runs/CONFIG[_VARIANT].")
 _SEEDS = flags.DEFINE_string(
@@ -59,18 +62,25 @@ class StopOnSignal:
 def parse(argv):
     """Parse the flags; a mistake in them ends the program with one line and exit code 2."""
     try:
-        _check_config_file(argv)
+        written = _read_config_file(argv)
         overrides.check(argv)
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise errors.UserError(f"unexpected argument {rest[1]!r}: a flag starts with --")
-        if _SEEDS_TOGETHER.present and not _SEEDS.present:
-            raise errors.UserError("--seeds_together needs --seeds, such as --seeds=0-2")
-        _check_profile_flags()
+        _check_flags_together(argv)
+        _expand_home()
         if _LIST.value:
             _list_variants(config_argument(argv).partition(":")[0])
+        if dropped := overrides.settle(_CONFIG.value, written, argv):
+            print(f"model {_CONFIG.value.model.name} in place of {written.model.name}: without the "
+                  f"file's {', '.join(dropped)}", file=sys.stderr)
         _CONFIG.value.lock()
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname
+        exit_with(f"unknown flag --{name}{overrides.hint(name) or errors.nearest(name, _names())}", 2)
     except (errors.UserError, flags.Error) as error:
+        if "--traceback" in argv:
+            raise
         exit_with(error, 2)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
@@ -118,22 +128,44 @@ def default_workdir(argv):
     return str(pathlib.Path("runs", name))
 
 
-def _check_config_file(argv):
+def _read_config_file(argv):
+    """Return the configuration that --config names, before any field is changed; None for --help."""
     if any(word.lstrip("-") in ("help", "h", "helpfull", "helpshort") for word in argv):
-        return
+        return None
     value = config_argument(argv)
     if not value:
         known = overrides.files()
         raise errors.UserError("--config is missing: it names a configuration file"
                                + (f", one of {', '.join(known)}" if known else ""))
-    overrides.check_file(value)
+    return overrides.read(value)
 
 
-def _check_profile_flags():
+def _check_flags_together(argv):
+    """Raise UserError for flags that mean nothing without, or beside, others."""
+    if _SEEDS_TOGETHER.present and not _SEEDS.present:
+        raise errors.UserError("--seeds_together needs --seeds, such as --seeds=0-2")
+    if _SEEDS.present and any(word.startswith(("--config.seed=", "-config.seed=")) for word in argv):
+        raise errors.UserError("--seeds sets config.seed of every run: leave --config.seed out")
+    if not _COORDINATOR.value and (_NUM_PROCESSES.value > 1 or _PROCESS_ID.value):
+        raise errors.UserError("--num_processes and --process_id need --coordinator=HOST:PORT, the "
+                               "address of process 0")
     if _PROFILE_STEPS.present and not _PROFILE.value:
         raise errors.UserError("--profile_steps needs --profile")
     if _PROFILE.value and _SEEDS.present:
         raise errors.UserError("--profile traces one run, --seeds asks for several: leave one out")
+
+
+def _names():
+    """Return the names of this program's own flags."""
+    return [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+
+
+def _expand_home():
+    """Put the home folder for "~" at the start of flags: the shell does not, after a "="."""
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if isinstance(value, str) and value.startswith("~"):
+            flags.FLAGS[name].value = os.path.expanduser(value)
 
 
 def _list_variants(path):

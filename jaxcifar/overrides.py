@@ -1,12 +1,22 @@
-"""The flag --config=FILE and the fields that --config.FIELD=VALUE overrides."""
+"""The flag --config=FILE[:VARIANT], and the fields that --config.FIELD=VALUE overrides."""
 
+import inspect
 import pathlib
 import re
+import runpy
+import traceback
 
 from ml_collections import ConfigDict, config_flags
 
 from jaxcifar import config as config_lib
-from jaxcifar.errors import UserError, nearest, unknown
+from jaxcifar.errors import UserError, first_line, nearest, unknown
+
+# What other programs call a field: its path here.
+_ELSEWHERE = {
+    "lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "bs": "batch_size",
+    "arch": "model.name", "amp": "dtype", "gpus": "num_devices", "num_epochs": "epochs",
+    "dropout": "model.dropout", "scheduler": "schedule.name", "clip_grad": "max_grad_norm",
+}
 
 
 def define(help_text, **options):
@@ -24,18 +34,70 @@ def files():
     return sorted(str(path) for path in pathlib.Path("configs").glob("*.py"))
 
 
-def check_file(specification):
-    """Raise UserError where FILE of FILE[:VARIANT] is not there."""
-    path = specification.partition(":")[0]
+def read(specification):
+    """Return the configuration that FILE or FILE:VARIANT gives.
+
+    Raises:
+      UserError: there is no such file or variant, or the file is wrong: the message has the line.
+    """
+    path, colon, variant = specification.partition(":")
     if not pathlib.Path(path).is_file():
         raise UserError(unknown("configuration file", path, files()))
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+        if get_config is None:
+            raise UserError(f"{path} defines no function get_config() that returns the configuration")
+        if colon and not inspect.signature(get_config).parameters:
+            raise UserError(f"{path} has no variants: leave out ':{variant}'")
+        config = get_config(variant) if colon else get_config()
+    except UserError:
+        raise
+    except Exception as error:  # whatever the file does
+        raise UserError(_place(error, path) + _explained(error)) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config() returned {config!r:.60}, no configuration: start from "
+                        "jaxcifar.config.default() and return it")
+    return config
 
 
 def check(argv):
     """Raise UserError for the first word of argv that overrides a field that there is not."""
-    for word in argv:
-        if match := re.match(r"--?(?:no)?config\.([\w.]+)", word):
-            _check_path(match[1].split("."))
+    for path in _paths(argv):
+        _check_path(path.split("."))
+
+
+def settle(config, read_config, argv):
+    """Drop options of the file's model from `config` where argv names another model.
+
+    config: parsed from argv. read_config: what the file alone gives. Options in argv stay. Returns
+    the names of what was dropped, a list.
+    """
+    if config.model.get("name") == read_config.model.get("name"):
+        return []
+    given = {path.partition(".")[2] for path in _paths(argv) if path.startswith("model.")}
+    dropped = [option for option in read_config.model
+               if option != "name" and option not in given and option in config.model]
+    with config.unlocked():
+        for option in dropped:
+            del config.model[option]
+    return dropped
+
+
+def hint(name):
+    """Return " (did you mean --config.FIELD?)" for the name of a flag that there is not, or ""."""
+    name = name.replace("-", "_")
+    if name == "resume":
+        return ": the same command with the same --workdir goes on from where it stopped"
+    paths = list(config_lib.flatten(config_lib.to_dict(config_lib.default())))
+    path = _ELSEWHERE.get(name) or next(
+        (path for path in paths if path == name or path.endswith(f".{name}")), None)
+    return f" (did you mean --config.{path}?)" if path else ""
+
+
+def _paths(argv):
+    """Return the paths of the fields that argv overrides, such as "optimizer.name"."""
+    found = (re.match(r"--?(?:no)?config\.([\w.]+)", word) for word in argv)
+    return [match[1] for match in found if match]
 
 
 def _check_path(names):
@@ -47,10 +109,37 @@ def _check_path(names):
         if name not in field:
             if names[0] == "model" and i == 1:
                 return  # an option, which the model knows
-            raise UserError(f"there is no config field {name!r}{nearest(name, field)}; "
-                            "jaxcifar/config.py lists them")
+            raise UserError(f"there is no config field {name!r}"
+                            f"{nearest(name, field) or hint(name)}; jaxcifar/config.py lists them")
         field = field[name]
     if isinstance(field, ConfigDict):
         path = ".".join(("config", *names))
         one = "name" if "name" in field else next(iter(field))
         raise UserError(f"{path} is a group of fields: set one of them, as in --{path}.{one}=VALUE")
+
+
+def _place(error, path):
+    """Return "FILE:LINE: ", the last line of the file that an exception came through."""
+    if isinstance(error, SyntaxError) and error.filename == path:
+        return f"{path}:{error.lineno}: "
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if frame.filename == path]
+    return f"{path}:{lines[-1]}: " if lines else f"{path}: "
+
+
+def _explained(error):
+    """Return what went wrong in one line, with the nearest field where one does not exist."""
+    message = first_line(error)
+    missing = re.search(r"Key [\"'](\w+)[\"'] does not exist", message)
+    if isinstance(error, AttributeError) and not missing:  # one that is read, not set
+        missing = re.fullmatch(r"[\"'\\]+(\w+)[\"'\\]+(nDid you mean.*)?", message)
+    if missing:
+        known = config_lib.default()
+        names = {*known, *(name for group in known.values() if isinstance(group, ConfigDict)
+                           for name in group)}
+        suggestion = nearest(missing[1], names) if missing[1] not in _ELSEWHERE else hint(missing[1])
+        return f"there is no config field {missing[1]!r}{suggestion}; jaxcifar/config.py lists them"
+    if match := re.search(r"Could not override field '(\w+)' .*?original type <class '(\w+)'>.* "
+                          r"type <class '([\w.]+)'>", message):
+        return f"config.{match[1]} must be of type {match[3].split('.')[-1]}, not {match[2]}"
+    return f"{type(error).__name__}: {message}"

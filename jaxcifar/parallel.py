@@ -9,6 +9,7 @@ import concurrent.futures
 import dataclasses
 import os
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -183,7 +184,7 @@ def create(config):
             below = config[field] // wanted * wanted
             nearest = f"{below} or {below + wanted}" if below else str(wanted)
             raise UserError(f"config.{field} = {config[field]} cannot be divided among {wanted} "
-                            f"devices: use {nearest}")
+                            f"devices: use {nearest}, or fewer devices (config.num_devices)")
     return Parallel(kind, devices)
 
 
@@ -218,7 +219,18 @@ def join(coordinator, num_processes, process_id):
 
     Args:
       coordinator: "host:port" of process 0. num_processes, process_id: ints.
+
+    Raises:
+      UserError: no such address, or no such process.
     """
+    if not re.fullmatch(r".+:\d+", coordinator):
+        raise UserError(f"--coordinator={coordinator}: must be the host:port of process 0, such as "
+                        "localhost:1234")
+    if num_processes < 1:
+        raise UserError(f"--num_processes={num_processes}: must be at least 1")
+    if not 0 <= process_id < num_processes:
+        raise UserError(f"--process_id={process_id}: must be from 0 to {num_processes - 1}, as "
+                        f"--num_processes is {num_processes}")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, num_processes, process_id)
 

@@ -15,7 +15,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from jaxcifar import errors, inference, logs, run_folder
+from jaxcifar import command, errors, inference, logs, run_folder
 from jaxcifar.data import png_stream, specs
 from jaxcifar.errors import UserError
 
@@ -131,4 +131,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    inference.run(main, sys.argv)
+    sys.exit(command.run(lambda: main(sys.argv)))

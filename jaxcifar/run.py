@@ -33,8 +33,9 @@ class Run:
 
         Raises:
           UserError: the folder cannot be written, another process trains there, or it belongs to
-            another configuration (the fields that differ are named) or other data, or no checkpoint
-            can be read, or a new run cannot have the weights that config.init_from names.
+            several seeds, a search, another configuration (the fields that differ are named) or
+            other data, or no checkpoint can be read, or a new run cannot have the weights that
+            config.init_from names.
         """
         self._task, self._data_digest = task, data_digest
         self.workdir = pathlib.Path(workdir)
@@ -60,6 +61,7 @@ class Run:
 
     def _open(self):
         """Return the state of the newest checkpoint, or None; nothing of another run is touched."""
+        run_folder.refuse_other_kind(self.workdir, "a single run")
         refuse_other_config(self._task.config, self.workdir)
         run_folder.hold(self.workdir)
         self._checkpoints = Checkpoints(self.workdir)
@@ -172,4 +174,5 @@ def refuse_other_config(config, workdir):
     lines = config_lib.differences(here, there)
     if lines:
         raise UserError(f"{workdir} holds a run of another configuration ({'; '.join(lines)}): "
-                        "choose another --workdir, or the same configuration to resume")
+                        "choose another --workdir, or the same configuration to resume; "
+                        f"--config.init_from={workdir} starts another run from its weights")

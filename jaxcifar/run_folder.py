@@ -6,10 +6,17 @@ import json
 import math
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 
 from jaxcifar.errors import UserError
 
+# What a --workdir may be of, and files that show it
+_KINDS = {
+    "a single run": ("config.json", "metrics.jsonl", "checkpoints"),
+    "several seeds": ("seeds.json", "seed[0-9]*/config.json"),
+    "a search": ("study.json", "workers/turn"),
+}
 _HELD = {}  # {lock file: open file}, of the run folders that this process trains in
 
 
@@ -73,6 +80,31 @@ def plain(value):
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, os.PathLike) else value
+
+
+def refuse_other_kind(workdir, kind):
+    """Check that a folder is of `kind`, one of _KINDS, or of none yet.
+
+    Raises:
+      UserError: says what it holds.
+    """
+    workdir = pathlib.Path(workdir)
+    there = [name for name, files in _KINDS.items() if any(any(workdir.glob(f)) for f in files)]
+    if there and kind not in there:
+        named = names_of_seeds(workdir) if there[0] == "several seeds" else ""
+        raise UserError(f"{workdir} holds {there[0]}{named and f' ({named})'}: choose another "
+                        f"--workdir for {kind}")
+
+
+def seeds_in(workdir):
+    """Return the seeds that have a folder, WORKDIR/seedN, in ascending order."""
+    names = [path.name for path in pathlib.Path(workdir).glob("seed*")]
+    return sorted(int(name[4:]) for name in names if re.fullmatch(r"seed(0|[1-9]\d*)", name))
+
+
+def names_of_seeds(workdir):
+    """Return the names of the seeds' folders for a message, "" where there are none."""
+    return ", ".join(f"seed{seed}" for seed in seeds_in(workdir))
 
 
 def read_rows(workdir):

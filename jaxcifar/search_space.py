@@ -165,9 +165,9 @@ class Search:
         fields = [domain.fields(name, params[name]) for name, domain in self.space.items()]
         return self._changed(config, *fields)
 
-    def trial_config(self, config, params):
-        """Return a configuration's copy with the parameters and the fields of a trial."""
-        return self._changed(self.full_config(config, params), self.trial)
+    def trial_config(self, config, params=None):
+        """Return a configuration's copy with a trial's parameters, if any, and its fields."""
+        return self._changed(self.full_config(config, params) if params else config, self.trial)
 
     def value(self, values):
         """Return the objective of a trial from the epochs' values, a non-empty list."""

@@ -93,7 +93,7 @@ def run(config, seeds, workdir, *, way="auto", stop=lambda: 0, stream=None):
 
 def _conclude(config, workdir, say):
     """Write and print what all finished seeds in the folder have in common; return seeds.json."""
-    seeds = [seed for seed in _seeds_there(workdir) if _finished(config, seed, workdir)]
+    seeds = [seed for seed in run_folder.seeds_in(workdir) if _finished(config, seed, workdir)]
     result = summary(config, seeds, workdir)
     run_folder.write_json(workdir / "seeds.json", result)
     report.curves([run_folder.read_rows(workdir / f"seed{seed}") for seed in seeds],
@@ -190,17 +190,10 @@ def _fit(config, seed, workdir, stop, stream, cache):
 
 
 def _refuse_other(config, workdir):
-    """Refuse a folder that holds a single run, or seeds of another configuration."""
-    if (workdir / "metrics.jsonl").exists() or (workdir / "checkpoints").exists():
-        raise UserError(f"{workdir} holds a single run: choose another --workdir for several seeds")
-    for seed in _seeds_there(workdir):
+    """Refuse a folder that holds something else, or seeds of another configuration."""
+    run_folder.refuse_other_kind(workdir, "several seeds")
+    for seed in run_folder.seeds_in(workdir):
         refuse_other_config(together.with_seed(config, seed), workdir / f"seed{seed}")
-
-
-def _seeds_there(workdir):
-    """Return the seeds that have a folder, in ascending order."""
-    names = [path.name for path in workdir.glob("seed*")]
-    return sorted(int(name[4:]) for name in names if re.fullmatch(r"seed(0|[1-9]\d*)", name))
 
 
 def _finished(config, seed, workdir):

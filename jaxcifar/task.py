@@ -80,6 +80,11 @@ class Task:
                              total_epochs=self.config.epochs)
 
 
+# What every model has and no configuration of a model sets.
+_NO_OPTIONS = {"num_classes": "it is the data set's (config.dataset)", "dtype": "set config.dtype",
+               "remat": "set config.remat"}
+
+
 def create_task(config, num_train, num_classes):
     """Build the Task of a configuration.
 
@@ -97,6 +102,9 @@ def create_task(config, num_train, num_classes):
     dtype = jnp.dtype(config.dtype)
     options = dict(config.model)
     name = options.pop("name")
+    for option, instead in _NO_OPTIONS.items():
+        if option in options:
+            raise UserError(f"config.model.{option} is no option of a model: {instead}")
     model = models.create(name, num_classes=num_classes, dtype=dtype,
                           remat=config.remat, **{k: _plain(v) for k, v in options.items()})
     mean, std = tuple(config.mean), tuple(config.std)
@@ -143,7 +151,8 @@ def _chosen(config, field, names, general):
     for key, value in options.items():
         if key not in (*names, *general) and value != declared[key]:
             raise UserError(f"config.{field}.{key} = {value!r} has no effect on {field} "
-                            f"'{options.name}', whose options are {', '.join(names) or 'none'}")
+                            f"'{options.name}', whose options are {', '.join(names) or 'none'}: "
+                            f"leave it at {declared[key]!r}")
     return {key: _plain(options[key]) for key in names if key in options}
 
 

@@ -32,7 +32,8 @@ from jaxcifar.report import study as report
 from jaxcifar.task import create_task
 
 _TRIALS = flags.DEFINE_integer(
-    "trials", 0, "Trials of the study in all; 0: as many as the configuration file declares.")
+    "trials", 0, "Trials of the study in all; 0: as many as the configuration file declares.",
+    lower_bound=0)
 _STORAGE = flags.DEFINE_string(
     "storage", "", "Where the study is kept: a database's URL (Optuna's RDB storage), or "
     "journal:FILE on a disk that all machines see. Default: sqlite:///WORKDIR/study.db.")
@@ -64,7 +65,8 @@ def run(config, search, workdir, *, trials=0, storage="", name="study", retry_ru
       The content of study.json, a dict.
 
     Raises:
-      UserError: a mistake in the configuration, the space, the storage, the data or the folder.
+      UserError: a mistake in the configuration, the space, the storage, the data or the folder; or
+        all trials were refused.
       Interrupted: the trial under way goes on the next time.
     """
     study.load_optuna()
@@ -73,7 +75,9 @@ def run(config, search, workdir, *, trials=0, storage="", name="study", retry_ru
     train.configure_jax(config)
     parallel.create(config)
     splits.load(config)  # what is wrong with devices or data is no trial's fault
+    _check_trial_fields(config, search)
     workdir, limit = pathlib.Path(workdir), trials or search.trials
+    run_folder.refuse_other_kind(workdir, "a search")
 
     def say(text):
         print(text, file=sys.stdout if stream is None else stream, flush=True)
@@ -87,7 +91,7 @@ def run(config, search, workdir, *, trials=0, storage="", name="study", retry_ru
             _one(config, search, workdir, shared, trial, cache, stop, say)
             content = _content(config, search, name, limit, shared)
             report.write(workdir, content)
-            _refuse_space(content["trials"])
+            _refuse_space(content["trials"], _REFUSED)
         if signum:
             raise train.Interrupted(signum)
         return _conclude(config, search, name, limit, shared, workdir, say)
@@ -199,6 +203,19 @@ def _refusal(config):
     return ""
 
 
+def _check_trial_fields(config, search):
+    """Raise UserError where the recipe can be trained, but not with the fields of every trial.
+
+    Found out before the study is there, whose declaration holds them. A recipe that cannot be
+    trained itself may be mended by the space.
+    """
+    reason = _refusal(search.trial_config(config))
+    if reason and not _refusal(config):
+        fields = search.to_dict()["every trial"]
+        raise UserError(f"with the fields of every trial ({fields}) nothing can be trained: {reason}; "
+                        "mend --trial, or `trial` of search_space()")
+
+
 def _fit(config, search, folder, trial, cache, stop, say):
     """Train a trial, report every epoch to the pruner, and return the objective.
 
@@ -227,11 +244,12 @@ def _fit(config, search, folder, trial, cache, stop, say):
     return search.value([values[epoch] for epoch in sorted(values)])
 
 
-def _refuse_space(records):
-    """Raise UserError where all of the first trials were refused: then every one would be."""
-    if len(records) == _REFUSED and all(r["kind"] == "refused" for r in records):
-        raise UserError(f"the first {_REFUSED} trials were all refused, the last one since "
-                        f"{records[-1]['reason']}; mend search_space() and take another --workdir")
+def _refuse_space(records, count):
+    """Raise UserError where there are `count` trials, all refused: then every one would be."""
+    if count and len(records) == count and all(r["kind"] == "refused" for r in records):
+        trials = "the one trial was" if count == 1 else f"all {count} trials were"
+        raise UserError(f"{trials} refused, the last one since {records[-1]['reason']}; mend the "
+                        "recipe, search_space() or --trial, and take another --workdir")
 
 
 def _content(config, search, name, limit, shared):
@@ -252,6 +270,7 @@ def _conclude(config, search, name, limit, shared, workdir, say):
     counts = ", ".join(f"{kinds.count(kind)} {kind.replace('_', ' ')}"
                        for kind in dict.fromkeys(kinds))
     say(f"study {name}: {counts}")
+    _refuse_space(content["trials"], len(kinds))
     if best is None:
         say(f"no trial is complete; see {workdir / 'study.csv'}")
         return content

@@ -67,6 +67,17 @@ def test_quickstart_is_stopped_resumed_and_leaves_a_run_folder(environment, tmp_
     assert [json.loads(r)["epoch"] for r in (tmp_path / "metrics.jsonl").open()] == [1, 2, 3, 4]
 
 
+def test_seeds_leave_a_folder_each_and_their_summary(environment, tmp_path):
+    code, out, err = finish(start(environment, tmp_path, *SMALL, "--config.epochs=1", "--seeds=0,1",
+                                  "--seeds_together=yes", "--config.batch_size=250"))
+    assert code == 0, err
+    summary = json.loads((tmp_path / "seeds.json").read_text())
+    assert [run["seed"] for run in summary["runs"]] == [0, 1]
+    assert len(summary["metrics"]["test_accuracy"]["values"]) == 2
+    assert "seeds: " in out
+    assert (tmp_path / "seed1" / "result.json").exists()
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--config.selection=best_val_los"], "did you mean 'best_val_loss'"),
     (["--config.augment=flop"], "flip"),
@@ -86,6 +97,19 @@ def test_quickstart_is_stopped_resumed_and_leaves_a_run_folder(environment, tmp_
     (["--profile_steps=3"], "--profile_steps needs --profile"),
     (["--profile", "--profile_steps=0"], "give a number of steps from 1 up"),
     (["--config.dataset=cifar10", "--config.data_dir=nowhere"], "scripts/prepare_data.py"),
+    (["--epochs=1"], "unknown flag --epochs (did you mean --config.epochs?)"),
+    (["--lr", "0.1"], "unknown flag --lr (did you mean --config.optimizer.learning_rate?)"),
+    (["--batch-size=32"], "unknown flag --batch-size (did you mean --config.batch_size?)"),
+    (["--wrkdir=x"], "unknown flag --wrkdir (did you mean 'workdir'?)"),
+    (["--resume"], "the same command with the same --workdir goes on"),
+    (["--config.lr=0.1"],
+     "no config field 'lr' (did you mean --config.optimizer.learning_rate?)"),
+    (["--seeds=0", "--config.seed=7"], "leave --config.seed out"),
+    (["--num_processes=2", "--process_id=1"], "need --coordinator=HOST:PORT"),
+    (["--config.model.num_classes=100"], "config.model.num_classes is no option of a model"),
+    (["--config.augment=crop(32)"], "RandomCrop(32, padding=4) is crop(4)"),
+    (["--config.augment=crop(4),flip"], "operations are separated by |"),
+    (["--config.optimizer.name=sgd", "--config.optimizer.eps=1e-3"], "leave it at 1e-08"),
 ])
 def test_a_mistake_is_one_line_and_an_exit_code(arguments, message, environment, tmp_path):
     code, _, err = finish(start(environment, tmp_path / "run", *arguments))
@@ -97,6 +121,7 @@ def test_a_mistake_is_one_line_and_an_exit_code(arguments, message, environment,
 @pytest.mark.parametrize(("config", "message"), [
     ("configs/quikstart.py", "(did you mean 'configs/quickstart.py'?)"),
     ("configs/resnet5m.py:model9", "unknown variant 'model9' (did you mean 'model"),
+    ("configs/quickstart.py:small", "configs/quickstart.py has no variants: leave out ':small'"),
 ])
 def test_a_wrong_configuration_file_or_variant(config, message, environment, tmp_path):
     code, _, err = finish(start(environment, tmp_path / "run", config=config))
@@ -106,7 +131,7 @@ def test_a_wrong_configuration_file_or_variant(config, message, environment, tmp
 def test_profile_prints_two_tables_and_writes_traces(environment, tmp_path):
     code, out, err = finish(start(environment, tmp_path, *SMALL, "--profile", "--profile_steps=2"))
     assert code == 0, err
-    assert "2 training steps of 100 images, resnet5m on cpu" in out
+    assert "2 training steps of 96 images, resnet5m on cpu" in out
     assert "2 evaluation batches of 100 images" in out and "between calls it waited" in out
     assert [path.name for path in tmp_path.iterdir()] == ["profile"]
 
@@ -119,7 +144,7 @@ def test_a_speedrun_is_not_profiled(environment, tmp_path):
 
 def test_a_file_in_the_way_of_the_workdir(environment, tmp_path):
     (tmp_path / "run").write_text("in the way")
-    code, _, err = finish(start(environment, tmp_path / "run"))
+    code, _, err = finish(start(environment | {"HOME": str(tmp_path)}, "~/run"))
     assert code == 2 and str(tmp_path / "run") in err and "Traceback" not in err
 
 

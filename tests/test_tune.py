@@ -310,20 +310,6 @@ def test_failures_are_recorded_and_tried_once_more(tmp_path, monkeypatch):
     assert states[5:7] == ["FAIL", "FAIL"]
 
 
-def test_a_model_that_is_refused_is_not_tried_again(tmp_path, monkeypatch):
-    tried = pretend(monkeypatch)
-    space = RATES | {"model.hidden": Choice((4,), (400,), (5,))}
-    content, _ = run(tmp_path, search(space), config=recipe(max_params=20_000), trials=8)
-    for record in content["trials"]:
-        assert (record["kind"] == "refused") == (record["params"]["model.hidden"] == "(400,)")
-        assert (record["retry_of"], record["seed"]) == (None, 0)
-    refused = [r for r in content["trials"] if r["kind"] == "refused"]
-    assert len(refused) + len(tried) == 8 and refused
-    assert "more than config.max_params = 20,000" in refused[0]["reason"]
-    with pytest.raises(UserError, match="the first 3 trials were all refused.*max_params"):
-        run(tmp_path / "all", config=recipe(max_params=20))
-
-
 def test_whatever_ends_the_search_ends_its_trial(tmp_path, monkeypatch):
     def ended(self, trial):
         trial.suggest_float("optimizer.learning_rate", 1e-3, 1e-1, log=True)

@@ -87,7 +87,8 @@ def _make(node):
     text = ast.unparse(node)
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if not isinstance(call.func, ast.Name):
-        raise UserError(f"augmentation: {text!r} is not a name with optional arguments")
+        raise UserError(f"augmentation: {text!r} is not a name with optional arguments; "
+                        "operations are separated by |, such as 'flip|crop(4)'")
     name = call.func.id
     if name not in REGISTRY:
         raise UserError(unknown("augmentation", name, REGISTRY))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxcifar.augment import geometry, ops, policies
 from jaxcifar.augment.geometry import View
+from jaxcifar.errors import UserError
 
 
 class Transform(Protocol):
@@ -118,18 +119,19 @@ class Crop:
                  f"padding_mode is one of {', '.join(geometry.PADDING_MODES)}")
 
     def sample(self, key, shape):
-        _require(self.padding_mode in ("constant", "edge") or self.padding < min(shape[:2]),
-                 f"crop: padding {self.padding} in mode {self.padding_mode} needs larger images "
-                 f"than {shape[0]}x{shape[1]}")
         uniform = jax.random.uniform(key, (2,))
         kept = self.output_shape(shape)
         places = [side + 2 * self.padding - size + 1 for side, size in zip(shape[:2], kept)]
-        _require(min(places) > 0, f"crop: size {self.size} is larger than the padded image of "
-                 f"{shape[0]}x{shape[1]}")
         return _below(uniform, jnp.asarray(places))
 
     def output_shape(self, shape):
-        """Return (H', W', C) of an image of shape (H, W, C)."""
+        """Return (H', W', C) of an image of shape (H, W, C); UserError where it is too small."""
+        if self.padding >= min(shape[:2]):
+            raise UserError(f"crop: padding {self.padding} needs larger images than {shape[0]}x"
+                            f"{shape[1]}; torchvision's RandomCrop(32, padding=4) is crop(4)")
+        if self.size > min(shape[:2]) + 2 * self.padding:
+            raise UserError(f"crop: size {self.size} is larger than the padded image of {shape[0]}x"
+                            f"{shape[1]}")
         return (self.size, self.size, shape[2]) if self.size else tuple(shape)
 
     def apply(self, view, parameters):

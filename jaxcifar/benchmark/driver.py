@@ -82,9 +82,11 @@ class Process:
         timer = threading.Timer(self._limit, end) if self._limit else None
         if timer:
             timer.start()
-        line = self._process.stdout.readline()
-        if timer:
-            timer.cancel()
+        try:
+            line = self._process.stdout.readline()
+        finally:  # after Ctrl-C too: the program would wait for it
+            if timer:
+                timer.cancel()
         if late.is_set():
             self.close()
             raise TimedOut(f"{self.contender}: no answer within {self._limit} s")

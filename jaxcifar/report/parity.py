@@ -3,8 +3,10 @@
 scripts/parity.py is its command line.
 """
 
+import os
 import pathlib
 import signal
+import sys
 import threading
 
 import jax
@@ -67,7 +69,11 @@ def list_rows(root, *, rows, say=print):
         also = f" (also {', '.join(recipe.aliases)})" if recipe.aliases else ""
         lines.append(f"{recipe.name:<52} {','.join(have) or '-':<9} {work:>13.2e} {minutes:>8}  "
                      f"{metrics}{also}")
-    say("\n".join(lines))  # at once: head may close the pipe
+    try:
+        say("\n".join(lines))
+        sys.stdout.flush()
+    except BrokenPipeError:  # head has seen enough; what is left must not be written at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

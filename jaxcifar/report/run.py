@@ -34,9 +34,23 @@ def header(run, programs, arrays):
                  f"{task.steps_per_epoch} steps per epoch",
         "BatchNorm": f"statistics over the {scope}",
         "optimizer": f"{config.optimizer.name}, learning rate {config.optimizer.learning_rate:g}, "
-                     f"weight decay {config.optimizer.weight_decay:g}, {config.schedule.name} schedule",
+                     f"weight decay {config.optimizer.weight_decay:g}, {scheduled(task)}",
         "selection": config.selection.replace("_", " "),
     }
+
+
+def scheduled(task):
+    """Return what the schedule does to the learning rate: "cosine schedule, 0.0949 at the end"."""
+    config = task.config
+    text = f"{config.schedule.name} schedule"
+    if config.schedule.name == "plateau":
+        return f"{text} on {config.schedule.monitor}, {config.schedule.patience} epochs of patience"
+    if config.schedule.name == "constant":
+        return text
+    steps = task.steps_per_epoch * config.epochs
+    last = task.schedule(jnp.float32(config.optimizer.learning_rate), jnp.int32(steps - 1),
+                         steps_per_epoch=task.steps_per_epoch, total_epochs=config.epochs)
+    return f"{text}, {float(last):.3g} at the end"
 
 
 def frozen(task, state):

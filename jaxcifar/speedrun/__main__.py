@@ -13,7 +13,9 @@ import pathlib
 import sys
 
 from absl import app, flags
+from ml_collections import config_flags
 
+from jaxcifar import command
 from jaxcifar import main as main_lib
 from jaxcifar.errors import UserError
 
@@ -31,28 +33,33 @@ for _name in ("config", "list", "traceback", *_OF_A_PROFILE):
 
 def main(argv):
     """Run `driver.run` or `profile.run` as the flags say, and return the exit code."""
-    from jaxcifar.speedrun import driver, profile
     del argv
     given = flags.FLAGS
-    try:
-        main_lib.refuse_flags_of_a_run(
-            "in a speedrun, which takes --runs, --out and --rival, or --profile",
-            but=_OF_A_PROFILE if given.profile else ())
-        workdir = main_lib.default_workdir(sys.argv)
-        if _RIVAL_COMPILE.present and not _RIVAL.value:
-            raise UserError("--rival_compile needs --rival")
-        if given.profile:
-            _refuse_flags_of_runs()
-            profile.run(given.config, given.workdir or workdir, given.profile_steps)
-            return 0
+    if given.traceback:
+        return _run(given)
+    return command.run(lambda: _run(given), (
+        f"the finished runs are in {_OUT.value}" if _OUT.value else
+        "nothing was written" + ("" if given.profile else " (--out keeps each finished run)")))
+
+
+def _run(given):
+    from jaxcifar.speedrun import driver, profile, training
+    main_lib.refuse_flags_of_a_run(
+        "in a speedrun, which takes --runs, --out and --rival, or --profile",
+        but=_OF_A_PROFILE if given.profile else ())
+    if _RIVAL_COMPILE.present and not _RIVAL.value:
+        raise UserError("--rival_compile needs --rival")
+    if given.profile:
+        _refuse_flags_of_runs()
+    training.check(given.config)
+    if "epochs" in config_flags.get_override_values(given["config"]):
+        raise UserError("a speedrun does not read config.epochs: set config.speedrun.epochs")
+    workdir = main_lib.default_workdir(sys.argv)
+    if given.profile:
+        profile.run(given.config, given.workdir or workdir, given.profile_steps)
+    else:
         driver.run(given.config, _RUNS.value, name=pathlib.Path(workdir).name, out=_OUT.value,
                    rival=_RIVAL.value, rival_compile=_RIVAL_COMPILE.value)
-    except UserError as error:
-        if given.traceback:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
 
 
 def _refuse_flags_of_runs():
@@ -62,4 +69,4 @@ def _refuse_flags_of_runs():
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=main_lib.parse)
+    sys.exit(command.run(lambda: app.run(main, flags_parser=main_lib.parse)))

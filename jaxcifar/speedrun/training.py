@@ -22,6 +22,21 @@ from jaxcifar.models import speedrun_net
 from jaxcifar.speedrun import images as images_lib
 from jaxcifar.task import IMAGE_SHAPE, Task, create_task
 
+# What jaxcifar.main reads and a speedrun does not, but for config.epochs: what to do instead.
+_UNREAD = dict.fromkeys((
+    "split_seed", "selection", "test_every_epoch", "early_stopping.min_epochs",
+    "early_stopping.window", "save_every_epochs", "reference_curve", "tensorboard", "progress",
+    "steps_per_call", "cache_features", "frozen_batch_norm", "bn_sync", "init_from"),
+    "leave it as it is")
+_UNREAD |= {
+    "seed": "--runs=N takes the seeds 0 to N - 1",
+    "augment": "set config.speedrun.translate and config.speedrun.cutout",
+    "val_size": "it trains on all training images",
+    "drop_last": "it drops the partial batch",
+    "epoch_fraction": "set config.speedrun.epochs",
+    "ema_decay": "set config.speedrun.lookahead_every and config.speedrun.lookahead_decay"}
+_FIXED = {"augment": "", "val_size": 0, "drop_last": True}  # as its data are; else the default
+
 
 @dataclasses.dataclass(frozen=True)
 class Speedrun:
@@ -88,6 +103,12 @@ def check(config):
                         "at most 1 (all examples)")
     if options.proxy_every < 1:
         raise UserError(f"config.speedrun.proxy_every = {options.proxy_every}: must be at least 1")
+    fields = config_lib.flatten(config_lib.to_dict(config))
+    usual = config_lib.flatten(config_lib.to_dict(config_lib.default())) | _FIXED
+    for path, advice in _UNREAD.items():
+        if fields[path] != usual[path]:
+            raise UserError(f"config.{path} = {fields[path]!r}: a speedrun does not read it, and it "
+                            f"must be {usual[path]!r}; {advice}")
 
 
 def create(config, num_train, num_classes):

@@ -1,0 +1,94 @@
+"""Configuration files of one's own and their mistakes; fields and models set on the command line."""
+
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from jaxcifar import config as config_lib
+from jaxcifar import overrides
+from jaxcifar.errors import UserError
+
+FILE = """from jaxcifar import config as config_lib
+
+def get_config():
+    config = config_lib.default()
+    {}
+    return config
+"""
+
+
+def written(tmp_path, text):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("config.lr = 0.1", "mine.py:5: there is no config field 'lr' (did you mean --config.optimizer."
+                        "learning_rate?)"),
+    ("config.optimizer.nestrov = True",
+     "mine.py:5: there is no config field 'nestrov' (did you mean 'nesterov'?)"),
+    ("config.batch_sise", "mine.py:5: there is no config field 'batch_sise' (did you mean "
+                          "'batch_size'?)"),
+    ("config.epochs = '10'", "mine.py:5: config.epochs must be of type int, not str"),
+    ("config.model = 'resnet18'", "mine.py:5: config.model must be of type ConfigDict, not str"),
+    ("config.augment = ['flip']", "mine.py:5: config.augment must be of type str, not list"),
+    ("import nowhere_to_be_found", "mine.py:5: ModuleNotFoundError: No module named 'nowhere"),
+    ("config.epochs = = 3", "mine.py:5: SyntaxError: invalid syntax"),
+    ("return None", "mine.py: get_config() returned None, no configuration"),
+])
+def test_a_mistake_in_a_file_is_one_line_with_its_place(line, message, tmp_path):
+    with pytest.raises(UserError) as caught:
+        overrides.read(written(tmp_path, FILE.format(line)))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_without_the_function_is_named(tmp_path):
+    with pytest.raises(UserError, match="defines no function get_config"):
+        overrides.read(written(tmp_path, "CONFIG = 1"))
+
+
+def test_the_program_prints_that_line(tmp_path):
+    path = written(tmp_path, FILE.format("config.lr = 0.1"))
+    done = subprocess.run([sys.executable, "-m", "jaxcifar.main", f"--config={path}"], text=True,
+                          capture_output=True, timeout=120, check=False)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {path}:5: there is no config")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("config.augment = None", "config.augment = None: must be of type str, as its default"),
+    ("config.max_params = None", "config.max_params = None: must be of type int"),
+    ("config.seed = True", "config.seed = True: must be of type int"),
+    ("config.mean = (125.0, 123.0, 114.0)", "not of 0 to 255"),
+    ("config.std = (63.0, 62.0, 67.0)", "not of 0 to 255"),
+    ("config.schedule.patience = -1", "config.schedule.patience = -1: must be 0 or more"),
+    ("config.schedule.warmup_epochs = -1.0", "schedule.warmup_epochs = -1.0: must be 0 or more"),
+])
+def test_a_value_of_no_use_is_refused(line, message, tmp_path):
+    config = overrides.read(written(tmp_path, FILE.format(line)))
+    with pytest.raises(UserError) as caught:
+        config_lib.validate(config)
+    assert message in str(caught.value)
+
+
+def parsed(path, *words):
+    """Return the configuration of a command line, and the options that another model dropped."""
+    argv = ["main", f"--config={path}", *words]
+    values = flags.FlagValues()
+    overrides.define("", flag_values=values, sys_argv=argv)
+    values(argv)
+    config = values["config"].value
+    return config, overrides.settle(config, overrides.read(path), argv)
+
+
+def test_another_model_comes_without_the_options_of_the_files(tmp_path):
+    path = written(tmp_path, FILE.format(
+        "config.model = config_lib.model('resnet5m', channels=(4, 8), pool=2)"))
+    config, dropped = parsed(path, "--config.model.name=resnet18", "--config.model.pool=4")
+    assert dict(config.model) == {"name": "resnet18", "pool": 4} and dropped == ["channels"]
+    config, dropped = parsed(path, "--config.model.name=resnet5m", "--config.model.pool=4")
+    assert dict(config.model) == {"name": "resnet5m", "channels": (4, 8), "pool": 4}
+    assert dropped == []
