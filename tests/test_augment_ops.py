@@ -161,6 +161,13 @@ def test_autocontrast_table_equals_float64_for_every_range():
     np.testing.assert_array_equal(table(low, high), expected)
 
 
+def adjust_hue(image, shift):
+    """torchvision's adjust_hue of a Pillow image, by an integer shift."""
+    hue, saturation, value = image.convert("HSV").split()
+    moved = np.asarray(hue) + np.int32(shift).astype(np.uint8)
+    return Image.merge("HSV", (Image.fromarray(moved), saturation, value)).convert("RGB")
+
+
 def test_hue_equals_pillow():
     rng = np.random.default_rng(3)
     images = rng.integers(0, 256, (48, 32, 32, 3), dtype=np.uint8)
@@ -168,11 +175,6 @@ def test_hue_equals_pillow():
     images[16:24, ..., 0] = images[16:24, ..., 1]
     factor = np.linspace(-0.5, 0.5, len(images))
     shift = np.trunc(factor * 255).astype(np.int32)
-
-    def adjust_hue(image, shift):
-        hue, saturation, value = image.convert("HSV").split()
-        moved = np.asarray(hue) + np.int32(shift).astype(np.uint8)
-        return Image.merge("HSV", (Image.fromarray(moved), saturation, value)).convert("RGB")
 
     expect_equal(ops.hue, adjust_hue, images, shift)
     green, blue = np.meshgrid(*[np.arange(256, dtype=np.uint8)] * 2, indexing="ij")
@@ -263,9 +265,13 @@ def replay(image, operations, parameters, rotated):
             for number in drawn:
                 picture = pillow(picture, *table.operations[number])
         elif name == "ColorJitter":
-            for number in drawn.order:
+            names = ("brightness", "contrast", "saturation", "hue")
+            active = [i for i, name in enumerate(names) if name in op.describe()]
+            assert len(active) == len(drawn.order)
+            for number in (active[place] for place in drawn.order):
                 enhancer = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
-                picture = enhancer[number](picture).enhance(float(drawn.factor[number]))
+                picture = (adjust_hue(picture, drawn.shift) if number == 3 else
+                           enhancer[number](picture).enhance(float(drawn.factor[number])))
     return np.asarray(picture), same
 
 
@@ -273,6 +279,7 @@ def replay(image, operations, parameters, rotated):
 @pytest.mark.parametrize("spec", [
     "rotation(5)|flip|crop(2)|autoaugment",
     "crop(4)|trivialaugment|flip|randaugment|color_jitter(0.8,0.8,0.8)|crop(1)",
+    "color_jitter(0.8,0,0.8,0.3)|flip",
 ])
 def test_pipeline_equals_pillow_one_operation_after_the_other(
         spec, backend, sample_images, monkeypatch):

@@ -155,8 +155,23 @@ def test_autoaugment_draws_sub_policies_probabilities_and_signs_as_torchvision()
     assert len(likely) > 100
 
 
+# The operations of torchvision's AutoAugmentPolicy.CIFAR10, in its order.
+CIFAR10_NAMES = """
+    Invert Contrast  Rotate TranslateX  Sharpness Sharpness  ShearY TranslateY
+    AutoContrast Equalize  ShearY Posterize  Color Brightness  Sharpness Brightness
+    Equalize Equalize  Contrast Sharpness  Color TranslateX  Equalize AutoContrast
+    TranslateY Sharpness  Brightness Color  Solarize Invert  Equalize AutoContrast
+    Equalize Equalize  Color Equalize  AutoContrast Solarize  Brightness Color
+    Solarize AutoContrast  TranslateY TranslateY  AutoContrast Solarize  Equalize Invert
+    TranslateY AutoContrast""".split()
+# Those of its RandAugment and TrivialAugmentWide.
+FOURTEEN = """Identity ShearX ShearY TranslateX TranslateY Rotate Brightness Color Contrast Sharpness
+    Posterize Solarize AutoContrast Equalize""".split()
+
+
 def test_the_policy_table_is_complete():
     assert len(policies.CIFAR10_POLICY) == 25
+    assert [name for pair in policies.CIFAR10_POLICY for name, *_ in pair] == CIFAR10_NAMES
     flat = [operation for pair in policies.CIFAR10_POLICY for operation in pair]
     assert len(flat) == 50
     # Sums over the published table: of probabilities, of magnitude bins, and one that knows places.
@@ -168,7 +183,9 @@ def test_the_policy_table_is_complete():
 
 
 def test_randaugment_and_trivialaugment_draw_uniformly():
-    names = ["Identity", *policies.SIGNED, *policies.UNSIGNED, *policies.PLAIN]
+    names = FOURTEEN
+    assert sorted(names) == sorted(
+        ["Identity", *policies.SIGNED, *policies.UNSIGNED, *policies.PLAIN])
     for spec, table, slots in [
             ("randaugment(2,9)", policies.randaugment(9, 31, (32, 32)), 2),
             ("trivialaugment", policies.trivialaugment(31, (32, 32)), 1)]:

@@ -6,7 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
-import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -92,22 +92,29 @@ def test_a_row_says_the_batch_of_evaluation_and_whether_caches_were_on():
 
 
 class Lag:
-    """A contender whose first call takes 0.3 s longer than every later one, 0.1 s."""
+    """A contender whose first call takes 0.3 s longer than every later one, 0.1 s, by its clock."""
 
-    repeat_warm_up, calls = False, 0
+    repeat_warm_up, calls, now = False, 0, 0.0
 
     def __init__(self):
         self.kinds = {"step": self.run, "epoch": self.run, "eval": self.at_once, "peak": self.run}
 
     def run(self, batches, start):
-        threading.Event().wait(0.1 if self.calls else 0.4)
+        self.now += 0.0 if self.calls else 0.3
         self.calls += 1
         start()
+        self.now += 0.1
         return 8 * batches
 
     def at_once(self, batches, start):
         start()
+        self.now += 0.001
         return 100
+
+    def watch(self):
+        """Return a logs.Stopwatch of this clock."""
+        begin = self.now
+        return types.SimpleNamespace(seconds=lambda: self.now - begin)
 
     def idle(self):
         pass
@@ -119,12 +126,14 @@ class Lag:
         return {"calls": self.calls}
 
 
-def test_a_contender_tells_its_first_call_from_a_warm_one():
+def test_a_contender_tells_its_first_call_from_a_warm_one(monkeypatch):
+    lag = Lag()
+    monkeypatch.setattr(child, "Stopwatch", lag.watch)
     entry = work.create("lenet", 8, ("step", "epoch", "eval"), num_train=80, seconds=0.0)
     sent = []
-    child.serve({**dataclasses.asdict(entry)}, Lag(), ["go eval\n", "finish\n"], sent.append)
+    child.serve({**dataclasses.asdict(entry)}, lag, ["go eval\n", "finish\n"], sent.append)
     first, warm = sent[-1]["first_seconds"], sent[-1]["warm_seconds"]
-    assert 0.2 < first["step"] - warm["step"] < 0.4 <= first["step"]
+    assert (first["step"], warm["step"]) == pytest.approx((0.4, 0.1))
     assert sent[-1]["calls"] == 2  # steps and epochs are one function, and warm after two calls
     assert sent[1]["images"] == 100
 

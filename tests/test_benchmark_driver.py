@@ -4,9 +4,11 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -51,6 +53,20 @@ def test_a_contender_that_hangs_is_ended(monkeypatch, tmp_path):
     monkeypatch.setattr(driver.sys, "executable", str(sleeper))
     with pytest.raises(driver.TimedOut, match="torch_best: no answer within 0.2 s"):
         driver.Process("torch_best", {}, limit=0.2)
+
+
+def test_after_ctrl_c_no_limit_is_waited_for(monkeypatch):
+    before = threading.active_count()
+    stdout = types.SimpleNamespace(readline=lambda: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(driver.subprocess, "Popen",
+                        lambda *_, **__: types.SimpleNamespace(stdout=stdout))
+    with pytest.raises(KeyboardInterrupt):
+        driver.Process("jaxcifar", {}, limit=60)
+    for _ in range(100):
+        if threading.active_count() == before:
+            return
+        threading.Event().wait(0.05)
+    pytest.fail("the limit's timer runs on")
 
 
 def test_a_contender_ends_with_its_parent():

@@ -176,6 +176,8 @@ def test_every_configuration_survives_config_json(tmp_path):
     (["--from={run}", "--to=w.pth", "--config=x.py"], "belong to --from=FILE"),
     (["--from={run}", "--to=w.ckpt"], "expected a name that ends in"),
     (["--from={tmp}/nothing", "--to=w.pth"], "is not a run folder"),
+    (["--from={tmp}/seeds", "--to=w.pth"],
+     r"holds several seeds \(seed2, seed10\), .* such as .*/seeds/seed2$"),
     (["--from=w.pth", "--to={tmp}/new"], "--config is missing"),
     (["--from=w.pth", "--to={tmp}/new", "--config=nothing.py"], "unknown configuration file"),
     (["--from=w.pth", "--to={tmp}/new", "--config={tmp}/tiny.py"], "no file w.pth"),
@@ -194,6 +196,8 @@ def test_mistakes_are_one_line(arguments, message, run, tmp_path):
         (tmp_path / name).mkdir()
         text = json.dumps(config_lib.to_dict(config) | fields)
         (tmp_path / name / "config.json").write_text(text)
+    for seed in (10, 2):
+        (tmp_path / "seeds" / f"seed{seed}").mkdir(parents=True)
     arguments = [word.format(run=workdir, tmp=tmp_path) for word in arguments]
     with pytest.raises(UserError, match=message) as raised:
         convert.main(["convert", *arguments])

@@ -123,6 +123,13 @@ def test_cifar100_has_top5_and_lists_its_worst_classes(tmp_path, monkeypatch):
     assert result["classes"]["worm"] == {"accuracy": None, "correct": 0, "images": 0}
 
 
+def test_help_does_not_say_that_the_folder_is_only_read(capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(["evaluate", "--help"])
+    said = capsys.readouterr().out
+    assert "only read" not in said and "evaluation.json in the run folder" in said
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--split=tset"], "unknown split 'tset' .did you mean 'test'"),
     (["--split=val"], r"has no validation set \(val_size = 0\)"),

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 import twins_imagenet
+from test_invariants import StopAfter
 from torch_twins import randomized
 
 from jaxcifar import config as config_lib
@@ -17,6 +18,7 @@ from jaxcifar import features, partition, splits, steps, torch_weights
 from jaxcifar.errors import UserError
 from jaxcifar.state import create_state
 from jaxcifar.task import create_task
+from jaxcifar.train import Interrupted
 
 RESNET = {"channels": (4, 6), "blocks": (1, 1)}
 MOBILE = {"blocks": ((3, 8, 8, True, "RE", 2), (3, 12, 10, False, "HS", 2)), "stem_width": 8,
@@ -226,6 +228,16 @@ def test_cached_features_change_nothing(model, options, head, tmp_path, monkeypa
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_on_cached_features_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    config = configured(frozen_batch_norm="running")
+    whole, rows = tiny.fit(config, tmp_path / "whole", monkeypatch)
+    with pytest.raises(Interrupted):
+        tiny.fit(config, tmp_path / "parts", monkeypatch, stop=StopAfter(2))
+    parts, part_rows = tiny.fit(config, tmp_path / "parts", monkeypatch)
+    assert part_rows == rows
+    jax.tree.map(np.testing.assert_array_equal, parts.state, whole.state)
 
 
 def test_features_are_computed_on_several_devices_too(tmp_path, monkeypatch):

@@ -122,18 +122,19 @@ def test_nothing_is_done_to_malloc_where_the_library_is_not_glibc(monkeypatch):
     assert host._glibc() is None
 
 
-@pytest.mark.parametrize("graphs,flag", [
-    ("default", None),
-    ("step", "--xla_gpu_enable_command_buffer=+CONVOLUTION"),
-    ("call", "--xla_gpu_enable_command_buffer=+CONVOLUTION,+WHILE"),
-    ("off", "--xla_gpu_enable_command_buffer="),
+@pytest.mark.parametrize("field,value,flag", [
+    ("cuda_graphs", "default", None),
+    ("cuda_graphs", "step", "--xla_gpu_enable_command_buffer=+CONVOLUTION"),
+    ("cuda_graphs", "call", "--xla_gpu_enable_command_buffer=+CONVOLUTION,+WHILE"),
+    ("cuda_graphs", "off", "--xla_gpu_enable_command_buffer="),
+    ("deterministic", True, "--xla_gpu_deterministic_ops=true"),
 ])
-def test_xla_is_told_once_what_to_launch_as_a_cuda_graph_and_knows_it(graphs, flag, monkeypatch):
+def test_xla_is_told_once_what_a_gpu_shall_do_and_knows_it(field, value, flag, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--a=1")
     monkeypatch.setattr(host, "configure", lambda: False)
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
     config = config_lib.default()
-    config.cuda_graphs = graphs
+    config[field] = value
     for _ in range(2):
         train.configure_jax(config)
     assert os.environ["XLA_FLAGS"] == " ".join(["--a=1"] + [flag] * (flag is not None))

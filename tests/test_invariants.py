@@ -1,7 +1,11 @@
 """The invariants of a run: reproducible, independent of devices and of grouping, resumable."""
 
 import io
+import os
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -9,7 +13,7 @@ import pytest
 import tiny
 
 from jaxcifar import config as config_lib
-from jaxcifar import parallel, programs, train
+from jaxcifar import parallel, programs, splits, steps, train
 from jaxcifar.errors import UserError
 from jaxcifar.run import Run
 from jaxcifar.state import create_state
@@ -44,6 +48,24 @@ def test_same_config_and_seed_give_the_same_bits(single, tmp_path, monkeypatch):
     again, rows = tiny.fit(tiny.tiny_config(), tmp_path, monkeypatch)
     assert rows == single[1]
     assert_same_bits(again.state, single[0].state)
+
+
+ANOTHER_PROCESS = """
+import sys, tiny
+from jaxcifar import data, train
+data.load = lambda name, data_dir: tiny.tiny_dataset()
+train.fit(tiny.tiny_config(), sys.argv[1])
+"""
+
+
+def test_another_process_gives_the_same_bits(single, tmp_path):
+    environment = os.environ | {"PYTHONHASHSEED": "1"}
+    here = pathlib.Path(__file__).parent
+    environment["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent)])
+    done = subprocess.run([sys.executable, "-c", ANOTHER_PROCESS, str(tmp_path)], env=environment,
+                          capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert tiny.rows(tmp_path) == single[1]
 
 
 def test_another_seed_gives_another_run(single, tmp_path, monkeypatch):
@@ -91,6 +113,25 @@ def test_replica_batch_norm_differs_from_global(single, tmp_path, monkeypatch):
     assert np.isfinite(rows[0]["val_loss"])
 
 
+def test_replica_batch_norm_is_each_devices_and_keeps_the_first_devices_statistics():
+    task = create_task(tiny.tiny_config(bn_sync="replica", num_devices=2), 100, 10)
+    state = create_state(task, 0)
+    images = np.random.default_rng(0).normal(0, 1, (2, 4, 32, 32, 3)).astype(np.float32)
+
+    def forward(images, axis_name=None):
+        batch = steps.Batch(images, None, key=jax.random.key(0))
+        return steps.forward_train(task, state.params, state.batch_stats, batch, axis_name)
+
+    logits, stats = jax.pmap(lambda x: forward(x, "data"), "data", devices=jax.devices()[:2])(images)
+    alone = [jax.jit(forward)(x) for x in images]
+    for i in range(2):
+        np.testing.assert_allclose(logits[i], alone[i][0], rtol=1e-4, atol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6),
+                     stats, alone[0][1])
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(
+        *(jax.tree.leaves(one[1]) for one in alone), strict=True)), "the shares differ"
+
+
 class StopAfter:
     """Ask for a stop, with SIGTERM's number, at the n-th question."""
 
@@ -111,6 +152,21 @@ def test_interrupted_and_resumed_equals_uninterrupted(calls, single, tmp_path, m
     assert rows == single[1]
     assert_same_bits(summary.state, single[0].state)
     assert summary.result["test_accuracy"] == single[0].result["test_accuracy"]
+
+
+@pytest.mark.parametrize("fields", [
+    {"parallel": "pmap", "num_devices": 2}, {"parallel": "shard_map", "num_devices": 4},
+    {"steps_per_call": "2"},
+    {"optimizer__name": "muon", "optimizer__muon_exclude": "^linear/"},
+], ids=lambda fields: str(next(iter(fields.values()))))
+def test_other_programs_resume_to_the_same_bits_too(fields, tmp_path, monkeypatch):
+    config = tiny.tiny_config(**fields)
+    whole, rows = tiny.fit(config, tmp_path / "whole", monkeypatch)
+    with pytest.raises(train.Interrupted):
+        tiny.fit(config, tmp_path / "parts", monkeypatch, stop=StopAfter(2))
+    parts, part_rows = tiny.fit(config, tmp_path / "parts", monkeypatch)
+    assert part_rows == rows
+    assert_same_bits(parts.state, whole.state)
 
 
 def test_a_run_resumes_on_another_number_of_devices(single, tmp_path, monkeypatch):
@@ -203,6 +259,22 @@ def test_a_run_selected_on_the_test_set_says_so(tmp_path, monkeypatch):
     assert summary.result["selection"]["uses_test_set"]
     assert summary.result["best_on_validation"] is None
     assert summary.result["test_accuracy"] == max(row["test_accuracy"] for row in rows)
+
+
+def test_a_rate_that_follows_the_test_set_counts_as_its_use():
+    fields = {"schedule__name": "plateau", "test_every_epoch": True}
+    assert train.uses_test_set(tiny.tiny_config(schedule__monitor="test_loss", **fields))
+    assert not train.uses_test_set(tiny.tiny_config(schedule__monitor="val_loss", **fields))
+    assert not train.uses_test_set(tiny.tiny_config(test_every_epoch=True))
+
+
+def test_the_split_is_the_split_seeds_whatever_the_seed(monkeypatch):
+    dataset = tiny.tiny_dataset()
+    monkeypatch.setattr("jaxcifar.data.load", lambda name, data_dir: dataset)
+    images = [splits.load(tiny.tiny_config(**fields)).train["images"]
+              for fields in ({}, {"seed": 1}, {"split_seed": 1})]
+    np.testing.assert_array_equal(images[0], images[1])
+    assert not np.array_equal(images[0], images[2])
 
 
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from torch_twins import timm_decay
 
 from jaxcifar import optim
 from jaxcifar.errors import UserError
@@ -107,6 +108,7 @@ def assert_same_path(ours, theirs, tolerance=1e-6):
     error = moved = 0.0
     for a, b in zip(ours, theirs):
         for p, q, r in zip(*map(jax.tree.leaves, (a, b, start)), strict=True):
+            assert np.isfinite(p).all()  # max() would pass over NaN
             error = max(error, float(np.abs(np.asarray(p) - q).max() / np.abs(q).max()))
             moved = max(moved, float(np.abs(q - r).max()))
     print(f"largest error {error:.2e}, largest move {moved:.2e}")
@@ -314,16 +316,6 @@ def test_state_holds_arrays_and_runs_under_scan_vmap_and_pmap(name):
 def test_bad_optimizers_are_named(name, options, message):
     with pytest.raises(UserError, match=message):
         optim.create(name, **options).init(make_params())
-
-
-def timm_decay(decay, step, warmup):
-    """The decay of timm.utils.ModelEmaV3.get_decay with its defaults."""
-    if step is None:
-        return decay
-    updates = max(0, step - 1)
-    if updates == 0:
-        return 0.0
-    return min(1 - (1 + updates) ** (-2 / 3), decay) if warmup else decay
 
 
 @pytest.mark.parametrize("decay", [0.9999, 0.9, 0.3])

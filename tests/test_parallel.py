@@ -68,6 +68,17 @@ def test_a_program_knows_its_slice():
     assert devices.fetch(program(devices.replicate(np.float32(2)))) == 2 * (0 + 1 + 2 + 3) / 4
 
 
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("localhost:1234", 1, 3), "--process_id=3: must be from 0 to 0, as --num_processes is 1"),
+    (("localhost:1234", 2, -1), "--process_id=-1: must be from 0 to 1"),
+    (("localhost:1234", 0, 0), "--num_processes=0: must be at least 1"),
+    (("localhost", 1, 0), "--coordinator=localhost: must be the host:port"),
+])
+def test_a_process_that_cannot_join_is_told_why(arguments, message):
+    with pytest.raises(UserError, match=message):
+        parallel.join(*arguments)
+
+
 def test_several_processes_agree_alone():
     assert parallel.agree_on(15) == 15
     tree = {"x": np.float64(1) / 3}

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 
 import parity_fakes
 import pytest
@@ -186,14 +187,23 @@ def test_a_finished_run_that_was_not_merged_is_not_run_again(tmp_path):
     assert list(parity_results.read(root)["cifar100/nn"]["seeds"]) == ["0", "1"]
 
 
-def test_at_the_budget_s_end_runs_save_and_later_go_on(tmp_path):
-    root = parity_fakes.repository(tmp_path / "root")
-    code, said = run_rows(tmp_path, root, "wait", budget_minutes=1.0 / 60, jobs="1")
+def test_at_the_budget_s_end_runs_save_and_later_go_on(tmp_path, monkeypatch):
+    root, folder = parity_fakes.repository(tmp_path / "root"), tmp_path / "work" / "cifar100" / "nn"
+
+    def minutes_pass_when(*paths):  # 60 seconds, once all of these are there
+        watch = types.SimpleNamespace(seconds=lambda: 60.0 * all(p.exists() for p in paths))
+        monkeypatch.setattr(parity_runs, "Stopwatch", lambda: watch)
+
+    minutes_pass_when(folder / "seed0" / "ready")
+    code, said = run_rows(tmp_path, root, "wait", budget_minutes=1.0, jobs="1")
     assert code == 0 and "the time is up: 1 run(s) save their state" in said
     assert said[-2] == "1 interrupted, 1 left" and parity_results.read(root) == {}
-    assert (tmp_path / "work" / "cifar100" / "nn" / "seed0" / "saved").exists()
-    code, said = run_rows(tmp_path, root, "wait", budget_minutes=1.0 / 60, jobs="2")
+    assert (folder / "seed0" / "saved").exists()
+    minutes_pass_when(tmp_path / "root" / "results" / "cifar100" / "nn.json",
+                      folder / "seed1" / "ready")
+    code, said = run_rows(tmp_path, root, "wait", budget_minutes=1.0, jobs="2")
     assert said[-2] == "1 finished, 1 interrupted"
+    monkeypatch.undo()
     run_rows(tmp_path, root, "wait")
     assert list(parity_results.read(root)["cifar100/nn"]["seeds"]) == ["0", "1"]
 
@@ -304,6 +314,15 @@ def test_the_script_lists_rows_and_names_mistakes():
     lines = listed.stdout.splitlines()
     assert listed.returncode == 0 and len(lines) == 3
     assert {line.split()[0] for line in lines[1:]} == {"cifar100/cnn/32", "cifar100/nn"}
+    closed, pipe = os.pipe()
+    os.close(closed)  # as head does once it has its lines
+    cut = subprocess.run((sys.executable, "scripts/parity.py", "--list"), cwd=ROOT, stdout=pipe,
+                         stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    os.close(pipe)
+    assert (cut.returncode, cut.stderr) == (0, "")
+    for flag in ("--budget-minutes", "--budget_minutes"):
+        negative = script(f"{flag}=-1")
+        assert negative.returncode == 2 and "'-1' is not a number from 0 up" in negative.stderr
     wrong = script("--rows=cifar100/nm")
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
     assert wrong.stderr.startswith("error: no row matches 'cifar100/nm'")

@@ -1,13 +1,16 @@
-"""The plots of a run, and the published curves."""
+"""The plots of a run, its header, and the published curves."""
 
 import sys
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 from jaxcifar.errors import UserError
 from jaxcifar.report import plots, published
+from jaxcifar.report import run as run_report
+from jaxcifar.task import create_task
 
 
 def rows(count, **columns):
@@ -179,3 +182,16 @@ def test_published_curves_end_where_the_reports_say():
 def test_an_unknown_curve_suggests_the_nearest():
     with pytest.raises(UserError, match="did you mean 'resnet5m_model2'"):
         published.reported_curve("resnet5m_modle2")
+
+
+@pytest.mark.parametrize(("fields", "text"), [
+    ({"schedule__name": "constant"}, "constant schedule"),
+    # After 2 of 200 epochs of 4 steps, and at the end of the whole half period:
+    ({"schedule__name": "cosine"}, "cosine schedule, 0.02 at the end"),
+    ({"schedule__name": "cosine", "schedule__t_max": 2}, "cosine schedule, 0.01 at the end"),
+    ({"schedule__name": "plateau", "schedule__patience": 3},
+     "plateau schedule on val_loss, 3 epochs of patience"),
+])
+def test_the_header_says_where_the_schedule_ends(fields, text):
+    config = tiny.tiny_config(**fields)
+    assert run_report.scheduled(create_task(config, 100, 10)) == text

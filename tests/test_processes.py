@@ -1,12 +1,14 @@
 """Two processes of two devices each give the single-process result, and only the first writes."""
 
 import json
+import os
 import pathlib
 import socket
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 import tiny
 
 HERE = pathlib.Path(__file__).parent
@@ -26,20 +28,31 @@ def run_processes(workdir, kind, count=2):
         [sys.executable, str(HERE / "process_of_run.py"), str(workdir), kind, port, str(count), str(i)],
         cwd=HERE.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for i in range(count)]
-    outputs = []
-    for process in started:
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err[-2000:]
-        # Gloo's threads write their lines into each other's.
-        lines = [line for line in out.splitlines()
-                 if line.strip() and "[Gloo]" not in line and "peer ranks" not in line]
-        outputs.append("\n".join(lines))
-    return outputs
+    return outputs(started)
 
 
-def test_two_processes_equal_one(tmp_path, monkeypatch):
+def outputs(started):
+    """Wait for the processes; return what each printed, less gloo's lines. None outlives this."""
+    texts = []
+    try:
+        for process in started:
+            out, err = process.communicate(timeout=300)
+            assert process.returncode == 0, err[-2000:]
+            # Gloo's threads write their lines into each other's.
+            texts.append("\n".join(line for line in out.splitlines() if line.strip()
+                                   and "[Gloo]" not in line and "peer ranks" not in line))
+    finally:
+        for process in started:  # one that waits for another that is gone
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+    return texts
+
+
+@pytest.mark.parametrize(("kind", "other"), [("pmap", "shard_map"), ("shard_map", "pmap")])
+def test_two_processes_equal_one(kind, other, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
-    first, second = run_processes(tmp_path / "two", "pmap")
+    first, second = run_processes(tmp_path / "two", kind)
     assert "test accuracy" in first and second == "", "only the first process speaks"
     summary, rows = tiny.fit(tiny.tiny_config(), tmp_path / "one", monkeypatch)
     two = tiny.rows(tmp_path / "two")
@@ -47,10 +60,27 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
     for ours, theirs in zip(two, rows, strict=True):
         for key, value in ours.items():
             np.testing.assert_allclose(value, theirs[key], rtol=2e-4, atol=2e-5, err_msg=key)
-    # A second start resumes at the end, in both processes, and measures the same on shard_map.
-    first, _ = run_processes(tmp_path / "two", "shard_map")
+    # A second start resumes at the end, in both processes, and measures the same the other way.
+    first, _ = run_processes(tmp_path / "two", other)
     assert "resumed after epoch 2" in first
     assert len(tiny.rows(tmp_path / "two")) == 2
     result = json.loads((tmp_path / "two" / "result.json").read_text())
     assert result["test_accuracy"] == summary.result["test_accuracy"]
     np.testing.assert_allclose(result["test_loss"], summary.result["test_loss"], rtol=2e-4)
+
+
+def test_the_command_line_starts_one_run_in_two_processes(tmp_path):
+    port = free_port()
+    environment = os.environ | {
+        "PYTHONPATH": str(HERE.parent), "TFDS_DATA_DIR": str(tmp_path / "data"),
+        "XDG_CACHE_HOME": str(tmp_path), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    shared = [sys.executable, "-m", "jaxcifar.main", "--config=configs/quickstart.py",
+              f"--workdir={tmp_path / 'run'}", "--config.model.channels=(4,8,8)",
+              "--config.model.stem_width=4", "--config.epochs=1", "--config.batch_size=500",
+              "--config.tensorboard=False", f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
+    first, second = outputs([subprocess.Popen(
+        [*shared, f"--process_id={i}"], cwd=HERE.parent, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(2)])
+    assert "test accuracy" in first and "4 x cpu (pmap), 2 process(es)" in first
+    assert second == ""
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 1

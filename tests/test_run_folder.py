@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import logging
 import subprocess
 import sys
 
@@ -42,6 +43,33 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, monkeypatch):
     assert summary.result["epochs"] == 1
     with (tmp_path / ".lock").open("ab") as file:
         assert run_folder.lock(file), "a run that has ended holds nothing"
+
+
+def test_a_single_run_does_not_go_into_the_folder_of_several_seeds_or_a_search(
+        tmp_path, monkeypatch):
+    for file, what in (("s/seed0/config.json", r"several seeds \(seed0\)"),
+                       ("t/workers/turn", "a search")):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text("{}")
+        folder = tmp_path / file[0]
+        with pytest.raises(UserError, match=f"holds {what}: choose another --workdir for a single"):
+            tiny.fit(tiny.tiny_config(), folder, monkeypatch)
+        assert len(list(folder.iterdir())) == 1, "nothing was written"
+    (tmp_path / "s" / "checkpoints").mkdir()  # a run of its own, which may have others beneath it
+    run_folder.refuse_other_kind(tmp_path / "s", "a single run")
+
+
+def test_reading_checkpoints_says_nothing_of_read_only(tmp_path):
+    said = []
+    handler = logging.Handler()
+    handler.emit = said.append
+    logging.getLogger("absl").addHandler(handler)
+    try:
+        Checkpoints(tmp_path).close()
+        Checkpoints(tmp_path, read_only=True).close()
+    finally:
+        logging.getLogger("absl").removeHandler(handler)
+    assert not [record for record in said if record.levelno >= logging.WARNING]
 
 
 def test_a_signal_with_the_last_step_of_an_epoch_comes_after_the_epoch_is_counted(

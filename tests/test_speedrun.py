@@ -79,7 +79,7 @@ def trained(on_device):
 
 def largest_difference(a, b):
     pairs = zip(*map(jax.tree.leaves, (a, b)), strict=True)
-    return max(float(np.abs(x - y).max()) for x, y in pairs)
+    return float(np.max([np.abs(x - y).max() for x, y in pairs]))  # NaN stays NaN
 
 
 # The network
@@ -318,6 +318,9 @@ def test_runs_are_summed_up(trained, dataset, monkeypatch, tmp_path):
     ({"model.name": "resnet5m"}, "made for"),
     ({"batch_size": 101}, "larger than the training set"),
     ({"optimizer.muon_rest": "sdg"}, "did you mean 'sgd'"),
+    ({"augment": "flip"}, "a speedrun does not read it.*config.speedrun.translate"),
+    ({"val_size": 20}, "val_size = 20: a speedrun does not read it, and it must be 0"),
+    ({"seed": 3}, "--runs=N takes the seeds"),
 ])
 def test_what_is_no_speedrun_is_explained(change, message):
     config = small_config()

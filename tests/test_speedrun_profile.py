@@ -88,6 +88,7 @@ def test_a_profile_of_no_step_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("flags", "message"), [
     (["--profile", "--runs=2"], "error: --runs has no meaning with --profile"),
+    (["--config.epochs=2"], "error: a speedrun does not read config.epochs: set config.speedrun"),
     (["--workdir=somewhere"], "error: --workdir has no meaning in a speedrun, which takes --runs"),
 ])
 def test_flags_without_a_meaning_are_refused(flags, message):

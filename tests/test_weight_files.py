@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 
 from jaxcifar import weight_files
@@ -35,7 +36,15 @@ def test_what_is_saved_is_loaded(name, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def safetensors(entries, data, tail=b""):
+def test_the_safetensors_library_reads_what_we_write_and_we_what_it_writes(tmp_path):
+    weight_files.save_file(tmp_path / "ours.safetensors", ARRAYS)
+    assert_same(safetensors.numpy.load_file(tmp_path / "ours.safetensors"), ARRAYS)
+    contiguous = {key: np.array(value, order="C") for key, value in ARRAYS.items()}
+    safetensors.numpy.save_file(contiguous, tmp_path / "theirs.safetensors", {"format": "pt"})
+    assert_same(weight_files.load_file(tmp_path / "theirs.safetensors"), ARRAYS)
+
+
+def safetensors_bytes(entries, data, tail=b""):
     header = json.dumps(entries).encode() + tail
     return struct.pack("<Q", len(header)) + header + data
 
@@ -49,7 +58,7 @@ def test_a_safetensors_file_as_the_format_describes_it(tmp_path):
                "b": {"dtype": "F32", "shape": [2, 1], "data_offsets": [1, 9]},
                "c": {"dtype": "BF16", "shape": [3], "data_offsets": [9, 15]}}
     data = b"\x05" + struct.pack("<2f", 1.5, -2.5) + bits.view(torch.int16).numpy().tobytes()
-    path.write_bytes(safetensors(entries, data, b"   "))
+    path.write_bytes(safetensors_bytes(entries, data, b"   "))
     assert_same(weight_files.load_file(path), {
         "a": np.array([5], np.uint8), "b": np.array([[1.5], [-2.5]], np.float32),
         "c": bits.float().numpy()})
@@ -148,13 +157,13 @@ GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     ("w.safetensors", cut("good.safetensors", 0.1), "is damaged"),
     ("w.safetensors", cut("good.safetensors", 0.9), "is damaged .it is cut short"),
     ("w.safetensors", lambda p: p.write_bytes(b"\xff" * 8 + b"{}"), "shorter than its header"),
-    ("w.safetensors", lambda p: p.write_bytes(safetensors([1], b"")), "is damaged"),
-    ("w.safetensors", lambda p: p.write_bytes(safetensors({"a": 3}, b"")), "is damaged"),
-    ("w.safetensors", lambda p: p.write_bytes(safetensors({"a": GOOD | {"dtype": "F8_E4M3"}},
+    ("w.safetensors", lambda p: p.write_bytes(safetensors_bytes([1], b"")), "is damaged"),
+    ("w.safetensors", lambda p: p.write_bytes(safetensors_bytes({"a": 3}, b"")), "is damaged"),
+    ("w.safetensors", lambda p: p.write_bytes(safetensors_bytes({"a": GOOD | {"dtype": "F8_E4M3"}},
                                                           b"\0" * 8)), "dtype F8_E4M3"),
-    ("w.safetensors", lambda p: p.write_bytes(safetensors({"a": GOOD | {"shape": [3]}},
+    ("w.safetensors", lambda p: p.write_bytes(safetensors_bytes({"a": GOOD | {"shape": [3]}},
                                                           b"\0" * 8)), "its header is wrong"),
-    ("w.safetensors", lambda p: p.write_bytes(safetensors({}, b"")), "holds no tensors"),
+    ("w.safetensors", lambda p: p.write_bytes(safetensors_bytes({}, b"")), "holds no tensors"),
 ])
 def test_files_that_cannot_be_read_are_reported_in_one_line(name, write, message, tmp_path):
     write(tmp_path / name)

@@ -11,7 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch_twins import randomized
+from test_zoo_mobile import ZOO
+from test_zoo_reports import TWINS as REPORTS
+from torch_twins import TWINS, randomized
 from twins_classic import GOOGLENETS, MODELS
 from twins_densenet import DenseNet
 from twins_googlenet import GoogLeNet
@@ -118,11 +120,9 @@ def assert_same_logits(pair, images):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * scale)
 
 
-def test_every_name_is_here():
-    mine = {"lenet", "vgg", "resnet", "preact_resnet", "resnext", "googlenet", "densenet",
-            "wide_resnet"}
-    registered = {name for name, (module, *_) in models.MODELS.items() if module in mine}
-    assert registered - {"resnet5m"} == set(MODELS)
+def test_every_registered_name_has_a_torch_twin_whose_weights_it_takes():
+    elsewhere = {"shake_shake26_2x32d", "speedrun94", "speedrun96"}  # test_zoo_best, test_speedrun
+    assert set(models.names()) == {*MODELS, *ZOO, *REPORTS, *TWINS, *elsewhere}
 
 
 def torch_shapes(variables):

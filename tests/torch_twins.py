@@ -86,3 +86,13 @@ def randomized(model, seed=0):
                 module.running_mean.normal_(0, 0.2, generator=generator)
                 module.running_var.uniform_(0.5, 2, generator=generator)
     return model
+
+
+def timm_decay(decay, step, warmup):
+    """The decay of timm.utils.ModelEmaV3.get_decay with its defaults."""
+    if step is None:
+        return decay
+    updates = max(0, step - 1)
+    if updates == 0:
+        return 0.0
+    return min(1 - (1 + updates) ** (-2 / 3), decay) if warmup else decay
