@@ -22,7 +22,7 @@ from jaxcifar.task import create_task
 # epochs. Validation has 20 images, so that accuracies tie and fall often.
 EVERYTHING = {
     "model": config_lib.model("cifar100_cnn", filters=(4, 4, 4, 8), fc_width=16, batch_norm=True,
-                              dropout=0.3),
+                              fc_batch_norm=True, dropout=0.3),
     "augment": "crop(2)|flip", "epochs": 6, "drop_last": True,
     "schedule__name": "plateau", "schedule__patience": 0, "schedule__threshold": 0.1,
     "schedule__factor": 0.5, "selection": "best_val_accuracy", "early_stopping__window": 3,
