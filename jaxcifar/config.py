@@ -332,8 +332,9 @@ def _check_fields(config, declared, prefix):
             raise UserError(unknown(f"field in config{prefix and '.' + prefix[:-1]}", key, declared))
         if isinstance(declared[key], ConfigDict) and key != "model":
             _check_fields(config[key], declared[key], f"{prefix}{key}.")
-        elif config[key] is None or isinstance(config[key], bool) != isinstance(declared[key], bool):
-            _require(False, prefix + key, config[key],
+        else:  # what ConfigDict itself lets through: None anywhere, and booleans for numbers
+            same = isinstance(config[key], bool) == isinstance(declared[key], bool)
+            _require(same and config[key] is not None, prefix + key, config[key],
                      f"of type {type(declared[key]).__name__}, as its default {declared[key]!r}")
     for key in declared:
         if key not in config:

@@ -144,7 +144,7 @@ def _check_flags_together(argv):
     """Raise UserError for flags that mean nothing without, or beside, others."""
     if _SEEDS_TOGETHER.present and not _SEEDS.present:
         raise errors.UserError("--seeds_together needs --seeds, such as --seeds=0-2")
-    if _SEEDS.present and any(word.startswith(("--config.seed=", "-config.seed=")) for word in argv):
+    if _SEEDS.present and "seed" in overrides.paths(argv):
         raise errors.UserError("--seeds sets config.seed of every run: leave --config.seed out")
     if not _COORDINATOR.value and (_NUM_PROCESSES.value > 1 or _PROCESS_ID.value):
         raise errors.UserError("--num_processes and --process_id need --coordinator=HOST:PORT, the "

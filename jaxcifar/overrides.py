@@ -62,7 +62,7 @@ def read(specification):
 
 def check(argv):
     """Raise UserError for the first word of argv that overrides a field that there is not."""
-    for path in _paths(argv):
+    for path in paths(argv):
         _check_path(path.split("."))
 
 
@@ -74,7 +74,7 @@ def settle(config, read_config, argv):
     """
     if config.model.get("name") == read_config.model.get("name"):
         return []
-    given = {path.partition(".")[2] for path in _paths(argv) if path.startswith("model.")}
+    given = {path.partition(".")[2] for path in paths(argv) if path.startswith("model.")}
     dropped = [option for option in read_config.model
                if option != "name" and option not in given and option in config.model]
     with config.unlocked():
@@ -88,16 +88,26 @@ def hint(name):
     name = name.replace("-", "_")
     if name == "resume":
         return ": the same command with the same --workdir goes on from where it stopped"
-    paths = list(config_lib.flatten(config_lib.to_dict(config_lib.default())))
     path = _ELSEWHERE.get(name) or next(
-        (path for path in paths if path == name or path.endswith(f".{name}")), None)
+        (path for path in _declared() if path == name or path.endswith(f".{name}")), None)
     return f" (did you mean --config.{path}?)" if path else ""
 
 
-def _paths(argv):
+def paths(argv):
     """Return the paths of the fields that argv overrides, such as "optimizer.name"."""
     found = (re.match(r"--?(?:no)?config\.([\w.]+)", word) for word in argv)
     return [match[1] for match in found if match]
+
+
+def _declared():
+    """Return the paths of all fields there are."""
+    return list(config_lib.flatten(config_lib.to_dict(config_lib.default())))
+
+
+def _no_field(name, known):
+    """Return the message for a field that there is not, with what was meant, or the nearest known."""
+    meant = "" if name in _ELSEWHERE else nearest(name, known)
+    return f"there is no config field {name!r}{meant or hint(name)}; jaxcifar/config.py lists them"
 
 
 def _check_path(names):
@@ -109,8 +119,7 @@ def _check_path(names):
         if name not in field:
             if names[0] == "model" and i == 1:
                 return  # an option, which the model knows
-            raise UserError(f"there is no config field {name!r}"
-                            f"{nearest(name, field) or hint(name)}; jaxcifar/config.py lists them")
+            raise UserError(_no_field(name, field))
         field = field[name]
     if isinstance(field, ConfigDict):
         path = ".".join(("config", *names))
@@ -134,11 +143,7 @@ def _explained(error):
     if isinstance(error, AttributeError) and not missing:  # one that is read, not set
         missing = re.fullmatch(r"[\"'\\]+(\w+)[\"'\\]+(nDid you mean.*)?", message)
     if missing:
-        known = config_lib.default()
-        names = {*known, *(name for group in known.values() if isinstance(group, ConfigDict)
-                           for name in group)}
-        suggestion = nearest(missing[1], names) if missing[1] not in _ELSEWHERE else hint(missing[1])
-        return f"there is no config field {missing[1]!r}{suggestion}; jaxcifar/config.py lists them"
+        return _no_field(missing[1], {name for path in _declared() for name in path.split(".")})
     if match := re.search(r"Could not override field '(\w+)' .*?original type <class '(\w+)'>.* "
                           r"type <class '([\w.]+)'>", message):
         return f"config.{match[1]} must be of type {match[3].split('.')[-1]}, not {match[2]}"

@@ -157,11 +157,10 @@ def test_autoaugment_draws_sub_policies_probabilities_and_signs_as_torchvision()
 
 # The operations of torchvision's AutoAugmentPolicy.CIFAR10, in its order.
 CIFAR10_NAMES = """
-    Invert Contrast  Rotate TranslateX  Sharpness Sharpness  ShearY TranslateY
-    AutoContrast Equalize  ShearY Posterize  Color Brightness  Sharpness Brightness
-    Equalize Equalize  Contrast Sharpness  Color TranslateX  Equalize AutoContrast
-    TranslateY Sharpness  Brightness Color  Solarize Invert  Equalize AutoContrast
-    Equalize Equalize  Color Equalize  AutoContrast Solarize  Brightness Color
+    Invert Contrast  Rotate TranslateX  Sharpness Sharpness  ShearY TranslateY  AutoContrast Equalize
+    ShearY Posterize  Color Brightness  Sharpness Brightness  Equalize Equalize  Contrast Sharpness
+    Color TranslateX  Equalize AutoContrast  TranslateY Sharpness  Brightness Color  Solarize Invert
+    Equalize AutoContrast  Equalize Equalize  Color Equalize  AutoContrast Solarize  Brightness Color
     Solarize AutoContrast  TranslateY TranslateY  AutoContrast Solarize  Equalize Invert
     TranslateY AutoContrast""".split()
 # Those of its RandAugment and TrivialAugmentWide.
@@ -183,22 +182,20 @@ def test_the_policy_table_is_complete():
 
 
 def test_randaugment_and_trivialaugment_draw_uniformly():
-    names = FOURTEEN
-    assert sorted(names) == sorted(
-        ["Identity", *policies.SIGNED, *policies.UNSIGNED, *policies.PLAIN])
+    assert sorted(["Identity", *policies.SIGNED, *policies.UNSIGNED, *policies.PLAIN]) == sorted(FOURTEEN)
     for spec, table, slots in [
             ("randaugment(2,9)", policies.randaugment(9, 31, (32, 32)), 2),
             ("trivialaugment", policies.trivialaugment(31, (32, 32)), 1)]:
         numbers = draw(spec)
         assert numbers.shape == (DRAWS, slots)
         operations = [table.operations[n] for n in numbers.reshape(-1)]
-        expect_shares([sum(o.name == name for o in operations) for name in names], np.ones(14))
+        expect_shares([sum(o.name == name for o in operations) for name in FOURTEEN], np.ones(14))
         signed = [o.magnitude for o in operations if o.name in policies.SIGNED and o.magnitude]
         expect_rate(np.array(signed) < 0, 0.5)
         if slots == 2:  # one magnitude, and slots independent of each other
             assert {o.magnitude for o in operations if o.name == "Color"} == {
                 s * float(policies.magnitudes("Color", 31, (32, 32))[9]) for s in (-1, 1)}
-            index = np.array([names.index(o.name) for o in operations]).reshape(-1, 2)
+            index = np.array([FOURTEEN.index(o.name) for o in operations]).reshape(-1, 2)
             expect_shares(np.histogram2d(*index.T, bins=14, range=[[-0.5, 13.5]] * 2)[0],
                           np.ones(196))
         else:

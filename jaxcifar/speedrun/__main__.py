@@ -13,10 +13,10 @@ import pathlib
 import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from jaxcifar import command
 from jaxcifar import main as main_lib
+from jaxcifar import overrides
 from jaxcifar.errors import UserError
 
 _RUNS = flags.DEFINE_integer("runs", 1, "Number of runs, with the seeds 0 to RUNS - 1.",
@@ -52,7 +52,7 @@ def _run(given):
     if given.profile:
         _refuse_flags_of_runs()
     training.check(given.config)
-    if "epochs" in config_flags.get_override_values(given["config"]):
+    if "epochs" in overrides.paths(sys.argv):
         raise UserError("a speedrun does not read config.epochs: set config.speedrun.epochs")
     workdir = main_lib.default_workdir(sys.argv)
     if given.profile:
