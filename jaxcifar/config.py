@@ -67,6 +67,7 @@ SPEEDRUN = {
 ADDED_FIELDS |= {f"speedrun.{name}": list(value) if isinstance(value, tuple) else value
                  for name, value in SPEEDRUN.items()}
 
+IMAGE_SHAPE = (32, 32, 3)  # height, width, channels of the data, before any resize
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcifar import augment, epoch, partition
+from jaxcifar.config import IMAGE_SHAPE
 from jaxcifar.models import layers
-from jaxcifar.task import IMAGE_SHAPE
 
 
 @dataclasses.dataclass(frozen=True)

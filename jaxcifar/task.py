@@ -9,10 +9,8 @@ import jax.numpy as jnp
 from jaxcifar import augment, models, optim, partition, plateau, schedules, streams
 from ml_collections import ConfigDict
 
-from jaxcifar.config import default
+from jaxcifar.config import IMAGE_SHAPE, default
 from jaxcifar.errors import UserError
-
-IMAGE_SHAPE = (32, 32, 3)  # of the data, before any resize
 
 
 @dataclasses.dataclass(frozen=True)

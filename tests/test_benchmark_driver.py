@@ -57,7 +57,7 @@ def test_a_contender_that_hangs_is_ended(monkeypatch, tmp_path):
 
 def test_after_ctrl_c_no_limit_is_waited_for(monkeypatch):
     before = threading.active_count()
-    stdout = types.SimpleNamespace(readline=lambda: os.kill(os.getpid(), signal.SIGINT))
+    stdout = types.SimpleNamespace(readline=lambda: signal.raise_signal(signal.SIGINT))
     monkeypatch.setattr(driver.subprocess, "Popen",
                         lambda *_, **__: types.SimpleNamespace(stdout=stdout))
     with pytest.raises(KeyboardInterrupt):

@@ -315,7 +315,7 @@ def test_a_data_set_of_one_s_own_takes_a_spec_and_image_folders(monkeypatch, tmp
         data.load("pets", out)
     with pytest.raises(UserError, match="cannot be downloaded: --source=FOLDER with train/<class>"):
         run("pets", "download", out)
-    with pytest.raises(UserError, match="holds no pets: expected train/<class>/ and test/<class>/"):
+    with pytest.raises(UserError, match="holds no pets; expected train/<class>/ and test/<class>/"):
         run("pets", str(tmp_path), out)
     folder = run("pets", str(fakes.write_images(tmp_path, spec, splits)), out)
     assert folder == out / "pets" / "1.0.0"

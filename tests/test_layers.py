@@ -329,3 +329,25 @@ def test_batch_norm_inside_checkpoint_and_mask_traced_by_jit():
         return jnp.sum(y ** 3)
     actual = gradient(x, padding_mask())
     np.testing.assert_allclose(actual, jax.grad(plain)(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_relu_and_its_gradient_at_and_beside_zero(dtype):
+    x = jnp.asarray([-np.inf, -1.0, -0.0, 0.0, 1e-30, 2.0, np.inf, np.nan], dtype)
+    y, pullback = jax.vjp(jax.jit(layers.relu), x)
+    assert y.dtype == dtype
+    expected = [0, 0, 0, 0, x[4], 2, np.inf, np.nan]  # torch.nn.functional.relu's
+    np.testing.assert_array_equal(np.float32(y), np.float32(expected))
+    gradient = pullback(jnp.full_like(x, 3.0))[0]
+    np.testing.assert_array_equal(np.float32(gradient[:7]), [0, 0, 0, 0, 3, 3, 3])
+
+
+def test_relu_twice_before_a_bfloat16_sum():
+    """nn.relu gives NaN here on CPU under JAX 0.11 and 0.12."""
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 64)).astype(np.float32)
+
+    def pooled(relu, x):
+        return relu(relu(x) - 1).astype(jnp.float32).sum((1, 2))
+
+    sums = jax.jit(functools.partial(pooled, layers.relu))(jnp.asarray(x, jnp.bfloat16))
+    np.testing.assert_allclose(sums, pooled(lambda x: np.maximum(x, 0), x), rtol=0.02)

@@ -15,6 +15,7 @@ from jaxcifar.data.specs import SPLITS, DataError, DatasetSpec, SplitArrays, get
 from jaxcifar.data.specs import one_line, verify_split
 
 _DOWNLOADS = "downloads"
+_IMAGE_FOLDERS = "train/<class>/ and test/<class>/ image folders"
 
 
 def prepare(name: str, source: str = "auto", data_dir=None, say=lambda line: None) -> pathlib.Path:
@@ -62,8 +63,7 @@ def _arrays(spec: DatasetSpec, source: str, root: pathlib.Path, say):
                 say(f"not usable: {error}")
         say(f"no usable copy of {spec.name} where torchvision, Keras, fastai and TFDS keep theirs")
     if source in ("auto", "download") and not spec.archives:
-        raise DataError(f"{spec.name} cannot be downloaded: --source=FOLDER with train/<class>/ and "
-                        "test/<class>/ image folders")
+        raise DataError(f"{spec.name} cannot be downloaded: --source=FOLDER with {_IMAGE_FOLDERS}")
     if source in ("auto", "download"):
         archive = spec.archives[0]
         path = root / _DOWNLOADS / archive.file_name
@@ -71,9 +71,8 @@ def _arrays(spec: DatasetSpec, source: str, root: pathlib.Path, say):
         return read_source(spec, path)
     path = pathlib.Path(source).expanduser()
     if not path.exists():
-        known = [f"{a.file_name}, of {a.folder}, " for a in spec.archives[:1]]
         raise DataError(f"--source {source}: no such file or folder; expected auto, download, or "
-                        f"the path of {''.join(known)}or of image folders")
+                        f"the path of {_readable(spec)}")
     say(f"reading {path}")
     return read_source(spec, path)
 
@@ -100,12 +99,14 @@ def _read_any(spec, path):
             return official.read_archive(spec, path / archive.file_name)
     if image_folder.is_image_folder(path):
         return image_folder.read_image_folder(spec, path)
-    known = [" or ".join(getattr(a, field) for a in spec.archives) for field in ("folder", "file_name")]
-    raise DataError(
-        f"{path}: holds no {spec.name}{official.other_dataset(spec, path)}: expected "
-        f"{''.join(f'{names}, ' for names in known if names)}{'or ' if spec.archives else ''}"
-        "train/<class>/ and test/<class>/ image folders"
-    )
+    raise DataError(f"{path}: holds no {spec.name}{official.other_dataset(spec, path)}; expected "
+                    f"{_readable(spec)}")
+
+
+def _readable(spec):
+    """Return what a dataset is read from, in words."""
+    names = [name for archive in spec.archives for name in (archive.folder, archive.file_name)]
+    return " or ".join([*names, _IMAGE_FOLDERS])
 
 
 def _publish(spec, splits, root, say):

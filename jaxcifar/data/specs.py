@@ -9,9 +9,9 @@ import dataclasses
 
 import numpy as np
 
+from jaxcifar.config import IMAGE_SHAPE
 from jaxcifar.errors import UserError, unknown
 
-IMAGE_SHAPE = (32, 32, 3)
 SPLITS = ("train", "test")
 SERVER = "https://www.cs.toronto.edu/~kriz/"
 _MEAN_TOLERANCE = 2e-5  # the published means have five digits

@@ -30,7 +30,17 @@ __all__ = [
     "max_pool", "relu", "uniform_fan_in",
 ]
 
-relu = nn.relu
+
+def relu(x):
+    """Return max(x, 0), as torch.nn.functional.relu: NaN stays NaN, the gradient at 0 is 0.
+
+    x: floats of any shape. In bfloat16 on CPU by comparison: under JAX 0.11 and 0.12 two maxima with
+    the same bfloat16 constant before a sum give NaN and random values there (XLA has YNNPACK
+    compute them, `--xla_cpu_experimental_ynn_fusion_type=-reduce` would prevent it).
+    """
+    if x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        return jnp.where(x <= 0, jnp.zeros_like(x), x)
+    return nn.relu(x)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ import numpy as np
 
 from jaxcifar import muon, partition
 from jaxcifar.benchmark import children
+from jaxcifar.config import IMAGE_SHAPE
 from jaxcifar.errors import UserError
 from jaxcifar.speedrun import training
-from jaxcifar.task import IMAGE_SHAPE
 
 _MODEL_OPTIONS = ("num_classes", "channels", "depth", "bn_momentum", "head_scale", "head_std",
                   "draw_bias")

@@ -17,10 +17,11 @@ from jax import lax
 from jaxcifar import config as config_lib
 from jaxcifar import augment, metrics, muon, optim, partition, streams
 from jaxcifar.augment import ops
+from jaxcifar.config import IMAGE_SHAPE
 from jaxcifar.errors import UserError
 from jaxcifar.models import speedrun_net
 from jaxcifar.speedrun import images as images_lib
-from jaxcifar.task import IMAGE_SHAPE, Task, create_task
+from jaxcifar.task import Task, create_task
 
 # What jaxcifar.main reads and a speedrun does not, but for config.epochs: what to do instead.
 _UNREAD = dict.fromkeys((
