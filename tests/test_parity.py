@@ -333,6 +333,14 @@ def test_a_figure_shows_what_was_measured_and_no_more(tmp_path):
     assert not list((tmp_path / "figures").iterdir())
 
 
+@pytest.mark.parametrize("figure", parity_figures.FIGURES, ids=lambda figure: figure.name)
+def test_no_two_lines_of_a_panel_have_one_colour(figure):
+    colours = parity_figures.colours_of(figure.panels)
+    for panel in figure.panels:
+        shown = [colours[label] % 7 for _, label in panel.lines]
+        assert len(set(shown)) == len(shown), panel.title
+
+
 def test_every_line_of_a_figure_is_a_row():
     for figure in parity_figures.FIGURES:
         for panel in figure.panels:

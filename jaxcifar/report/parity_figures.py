@@ -130,9 +130,10 @@ def digest(figure, results):
     panels, _ = measured(figure, results)
     if not panels:
         return ""
+    colours = colours_of(figure.panels)
     shown = [figure.title, figure.columns, [
         [panel.title, panel.reference, [
-            [label, metric, len(results[name]["seeds"]),
+            [label, colours[label], metric, len(results[name]["seeds"]),
              *(np.round(values, 3).tolist() for values in band(results[name], metric))]
             for name, label in panel.lines for metric in panel.metrics]] for panel in panels]]
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
@@ -174,10 +175,10 @@ def draw(figure, results, path):
     entries = max(len(panel.lines) * len(panel.metrics) for panel in panels)
     height = 3.9 + 0.2 * -(-entries // 2)  # of a panel and its legend
     canvas = Canvas(figsize=(width, height * lines + 0.4), dpi=_DPI, layout="constrained")
-    labels = list(dict.fromkeys(label for panel in figure.panels for _, label in panel.lines))
+    colours = colours_of(figure.panels)
     grid = canvas.subplots(lines, columns, squeeze=False, sharey=True).flat
     for axes, panel in zip(grid[:len(panels)], panels, strict=True):
-        _draw_panel(axes, panel, results, labels)
+        _draw_panel(axes, panel, results, colours)
     for axes in grid[len(panels):]:
         axes.set_visible(False)
     canvas.suptitle(figure.title, fontsize=12)
@@ -188,12 +189,26 @@ def draw(figure, results, path):
     return canvas
 
 
-def _draw_panel(axes, panel, results, labels):
-    """Draw the measured lines; a label has the same colour in every panel of the figure."""
+def colours_of(panels):
+    """Return {label: number of its colour}: one in all panels, and another than those beside it.
+
+    Labels take the colours in turn; where there are more labels, some share one across panels.
+    """
+    groups, chosen = [[label for _, label in panel.lines] for panel in panels], {}
+    for label in dict.fromkeys(label for group in groups for label in group):
+        beside = {chosen.get(other) for group in groups if label in group for other in group}
+        free = [number for number in range(len(_COLOURS)) if number not in beside]
+        unused = [number for number in free if number not in chosen.values()]
+        chosen[label] = (unused or free or [len(chosen)])[0]
+    return chosen
+
+
+def _draw_panel(axes, panel, results, colours):
+    """Draw the measured lines."""
     from matplotlib.ticker import MaxNLocator
     for name, label in panel.lines:
         for position, metric in enumerate(panel.metrics):
-            colour = _COLOURS[(labels.index(label) + position) % len(_COLOURS)]
+            colour = _COLOURS[(colours[label] + position) % len(_COLOURS)]
             mean, std = band(results[name], metric)
             epochs = np.arange(1, len(mean) + 1)
             seeds = len(results[name]["seeds"])
