@@ -55,7 +55,7 @@ def test_a_contender_that_hangs_is_ended(monkeypatch, tmp_path):
 
 
 def test_after_ctrl_c_no_limit_is_waited_for(monkeypatch):
-    def interrupted():  # no signal: other tests of the process may have left a handler of it
+    def interrupted():  # no signal: a shell's background jobs ignore SIGINT
         raise KeyboardInterrupt
 
     before = threading.active_count()
