@@ -10,7 +10,8 @@ Reported test accuracy: nn 26; cnn/32 28-30, cnn/128 31, cnn/256 34, cnn/512 36 
 convolution); on cnn/128: cnn/bn 42, cnn/bn_fc8192 43, cnn/bn_dropout about 43, cnn/flip 36,
 cnn/crop 39 (ours: enlarged to 40x40, cropped, tested as they are: 33.96). cnn/bn is the default. finetune,
 83: all layers of torchvision's ResNet-18, from its ImageNet weights, at 224x224 in batches of 128,
-10 epochs, with an augmentation that the report does not describe (ours: crop from 256x256, flip);
+10 epochs, with an augmentation that the report does not describe (ours: crop from 256x256, flip;
+the test images are cropped in the middle);
 finetune/plain, 76: without. own, 60: from scratch with SGD and flips, not described further; ours
 is a ResNet-18 of half the width, 12 epochs in one cycle of the learning rate, crops too: 67.1.
 """
@@ -29,6 +30,7 @@ _CNN = {  # options of the network, augmentation
     "cnn/crop": ({}, "resize(40)|crop(0, size=32)"),
 }
 _FINETUNE = {"finetune": "resize(256)|crop(0, size=224)|flip", "finetune/plain": "resize(224)"}
+_TESTED = {"finetune": "resize(256)|center_crop(224)", "finetune/plain": "resize(224)"}
 _RUNS = {"nn": ("cifar100_nn", {}, ""),
          "own": ("resnet18", {"channels": (32, 64, 128, 256)}, "crop(4)|flip"),
          **{name: ("cifar100_cnn", *values) for name, values in _CNN.items()},
@@ -49,7 +51,7 @@ def get_config(variant="cnn/bn"):
     if variant == "cnn/crop":
         config.eval_transform = ""
     if variant in _FINETUNE:
-        config.init_from, config.eval_transform = "ResNet18_Weights.IMAGENET1K_V1", "resize(224)"
+        config.init_from, config.eval_transform = "ResNet18_Weights.IMAGENET1K_V1", _TESTED[variant]
         config.epochs, config.batch_size, config.eval_batch_size = 10, 128, 256
     if variant == "own":
         config.epochs, config.batch_size = 12, 128

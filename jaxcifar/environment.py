@@ -13,14 +13,15 @@ import jax
 from jaxcifar import host
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_WRITTEN_BY_RUNS = ("results", "docs")
 
 
 def environment():
     """Return a dict fit for JSON: versions, devices, host, git commit; no paths and no host name.
 
-    git_commit (str) and git_dirty (bool: tracked files differ from it) are None where the package
-    is not part of a git repository; there git_commit is that of JAXCIFAR_GIT_COMMIT, if it is set, for
-    a copy without its repository.
+    git_commit (str) and git_dirty (bool: tracked files differ from it, other than those that runs
+    write, in results/ and docs/) are None where the package is not part of a git repository; there
+    git_commit is that of JAXCIFAR_GIT_COMMIT, if it is set, for a copy without its repository.
     """
     device = jax.devices()[0]
     return {
@@ -79,7 +80,8 @@ def _git():
     try:
         git("ls-files", "--error-unmatch", here.name)  # not just inside someone's repo
         commit = git("rev-parse", "HEAD")
-        return {"git_commit": commit,
-                "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":(top)",
+                      *(f":(top,exclude){folder}" for folder in _WRITTEN_BY_RUNS))
+        return {"git_commit": commit, "git_dirty": bool(changed)}
     except (OSError, subprocess.SubprocessError):
         return {"git_commit": os.environ.get("JAXCIFAR_GIT_COMMIT"), "git_dirty": None}

@@ -46,6 +46,13 @@ def test_environment_finds_its_own_commit_only(tmp_path, monkeypatch):
     git("add", ".")
     git("commit", "-qm", "all")
     assert found() == (git("rev-parse", "HEAD"), False)
+    result = tmp_path / "results" / "row.json"  # a run writes one, and the next is not another's
+    result.parent.mkdir()
+    result.write_text("1")
+    git("add", ".")
+    git("commit", "-qm", "a result")
+    result.write_text("2")
+    assert found() == (git("rev-parse", "HEAD"), False)
     module.write_text("# changed\n")
     assert found() == (git("rev-parse", "HEAD"), True)
 

@@ -71,10 +71,13 @@ def test_the_committed_results_hold():
     assert problems(ROOT) == []
 
 
-@pytest.mark.parametrize("row", QUICK)
+@pytest.mark.parametrize("row", sorted({*QUICK, *parity_results.read(ROOT)}))
 def test_the_committed_counts_are_the_networks(row):
+    """Of every measured row: an option's default is not in the configuration nor in its hash."""
     made = parity_rows.count(KNOWN[row].config)
-    assert {key: COUNTED[row][key] for key in made} == made
+    assert {key: COUNTED[row][key] for key in made} == made, (
+        f"the network is another one: remove results/{row}.json and the row in results/counts.json, "
+        "and measure it again")
 
 
 def test_without_results_nothing_fails(tmp_path):
@@ -102,6 +105,17 @@ def test_a_regression_fails_until_a_note_allows_it_and_beyond_its_limit(tmp_path
     (line,) = problems(root)
     assert "24.9 (1 value(s))" in line and "worst allowed 24.95;" in line
     assert "| **NO** |" in (root / "docs" / "parity.md").read_text()
+
+
+def test_a_note_on_a_number_that_holds_fails(tmp_path):
+    root = with_result(tmp_path, "cifar100/nn", test_accuracy=25.5)
+    with (root / "results" / "notes.csv").open("a") as file:
+        file.write("cifar100/nn,test_accuracy,20,report,20,the report trained longer\n")
+    parity_page.write(root, say=lambda line: None)
+    assert "trained longer" not in (root / "docs" / "parity.md").read_text()
+    (line,) = problems(root)
+    assert line.startswith("cifar100/nn test_accuracy after epoch 20: 25.5")
+    assert line.endswith("it holds: remove its line in results/notes.csv")
 
 
 def test_a_count_that_may_differ_may_not_differ_otherwise():
@@ -172,6 +186,9 @@ def test_an_edited_page_or_figure_fails(tmp_path):
     ("googlenet/table2/k5", "test_accuracy", 8, 68.38, False),
     ("cifar100/cnn/32", "test_accuracy", 20, 27.0, True),  # 28-30: the lower end
     ("cifar100/cnn/32", "test_accuracy", 20, 26.99, False),
+    ("architectures/mlp_l", "val_accuracy", None, 9.0, True),  # 10, "does not train"
+    ("architectures/mlp_l", "val_accuracy", None, 11.0, True),
+    ("architectures/mlp_l", "val_accuracy", None, 11.01, False),
     ("cifar100/cnn/128", "train_loss", 20, 0.21, True),  # 0.160 + 0.05
     ("cifar100/cnn/128", "train_loss", 20, 0.211, False),
     ("cifar100/cnn/128", "train_loss", 20, 0.01, True),
@@ -183,6 +200,8 @@ def test_an_edited_page_or_figure_fails(tmp_path):
     ("googlenet/table1/senet18", "train_loss", 2, 1.334, False),
     ("googlenet/table1/resnet18", "params", None, 11173962, True),
     ("googlenet/table1/resnet18", "params", None, 11173963, False),
+    ("architectures/finetune/resnet18", "imagenet_params", None, 11689512, True),  # 11.7 M
+    ("architectures/finetune/resnet18", "imagenet_params", None, 11181642, False),
     ("resnet5m/channels/32-64-128-256", "params", None, 2750000, True),  # printed as 2.8
     ("resnet5m/channels/32-64-128-256", "params", None, 2749999, False),
     ("googlenet/table1/resnet18", "minutes", 2, 1.0, None),
@@ -280,12 +299,30 @@ def test_the_summary_keeps_short_runs_and_recounts_apart(tmp_path):
 
 def test_the_command_beside_a_row_trains_it(tmp_path):
     row = "cifar100/nn"
-    for seeds, command in (((0, 1), f"python scripts/parity.py --rows='{row}'"),
-                           ((0, 1, 2), "python -m jaxcifar.main --config=configs/cifar100.py:nn "
-                                       "--seeds=0,1,2")):
+    for seeds in ((0,), (0, 1, 2)):
         results = {row: parity_fakes.result_of(tmp_path, KNOWN[row], seeds, test_accuracy=26.0)}
         text = parity_page.page(KNOWN, results, parity_judge.verdicts(KNOWN, COUNTED, results, {}))
-        assert f"| yes | `{command}` |" in text
+        assert ("| yes | `python -m jaxcifar.main --config=configs/cifar100.py:nn "
+                f"--seeds={','.join(map(str, seeds))}` |") in text
+        assert "| not measured | `python scripts/parity.py --rows='cifar100/cnn/32'` |" in text
+
+
+def test_seeds_far_apart_are_named(tmp_path):
+    row = "cifar100/nn"
+    results = {row: parity_fakes.result_of(tmp_path, KNOWN[row], (0, 1), test_accuracy=26.0)}
+    for value, cell in ((27.0, "26.50 +- 0.71 (2)"), (46.0, "36.00 +- 14.14 (2: 26.00, 46.00)")):
+        results[row]["seeds"]["1"]["curves"]["test_accuracy"][19] = value
+        text = parity_page.page(KNOWN, results, parity_judge.verdicts(KNOWN, COUNTED, results, {}))
+        assert f"| {cell} |" in text
+
+
+def test_seeds_that_stopped_at_different_epochs_are_told_apart(tmp_path):
+    content = parity_fakes.result_of(tmp_path, KNOWN[BEST_CELL], (0, 1, 2))
+    for seed, epochs in enumerate((37, 30, 37)):
+        content["seeds"][str(seed)]["epochs"] = epochs
+    results = {BEST_CELL: content}
+    text = parity_page.page(KNOWN, results, parity_judge.verdicts(KNOWN, COUNTED, results, {}))
+    assert f"| `{BEST_CELL}` | 0, 1, 2 | 37, 30, 37 |" in text
 
 
 def test_every_commit_of_a_run_is_named(tmp_path):
@@ -307,8 +344,10 @@ def test_bands_go_as_far_as_every_seed(tmp_path):
     for seed, (epochs, value) in enumerate(((30, 60.0), (32, 64.0))):
         content["seeds"] |= parity_fakes.result_of(
             tmp_path, KNOWN[BEST_CELL], seeds=(seed,), epochs=epochs, val_accuracy=value)["seeds"]
-    mean, std = parity_figures.band(content, "val_accuracy")
-    assert len(mean) == 30
+    curves = parity_figures.curves_of(content, "val_accuracy")
+    mean, std = parity_figures.band(curves)
+    assert curves.shape == (2, 30) and len(mean) == 30
+    assert curves[:, -1] == pytest.approx([60, 64 * 0.98])
     assert mean[-1] == pytest.approx((60 + 64 * 0.98) / 2)
     assert std[-1] == pytest.approx((64 * 0.98 - 60) / math.sqrt(2))
 
@@ -322,10 +361,11 @@ def test_a_figure_shows_what_was_measured_and_no_more(tmp_path):
     figure = parity_figures.draw(parity_figures.FIGURES[-1], results, tmp_path / "f.png")
     (axes,) = figure.axes
     assert axes.get_title() == "model 2"
-    ours, theirs = axes.lines[0], axes.lines[1]
+    ours, seed, _, theirs = axes.lines[:4]
+    assert len(seed.get_ydata()) == 3
     assert len(ours.get_ydata()) == 3 and len(theirs.get_ydata()) == 150
     assert theirs.get_ydata()[0] == published.reported_curve("resnet5m_model2")[0]["train_loss"]
-    assert len(axes.lines) == 4 and len(axes.collections) == 2  # two bands
+    assert len(axes.lines) == 8 and len(axes.collections) == 2  # two bands
     assert parity_figures.write(tmp_path / "figures", results) == []  # nothing changed
     results["resnet5m/model2"]["seeds"].pop("1")
     assert parity_figures.write(tmp_path / "figures", results) == ["resnet5m_losses"]

@@ -1,5 +1,6 @@
 """Choosing, ordering, running, resuming, merging and collecting the rows of the parity report."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -12,6 +13,7 @@ import parity_fakes
 import pytest
 from parity_fakes import ROOT
 
+from jaxcifar import config as config_lib
 from jaxcifar import run_folder
 from jaxcifar.errors import UserError
 from jaxcifar.report import parity, parity_results, parity_rows, parity_runs
@@ -229,6 +231,28 @@ def test_a_failure_is_told_and_the_others_go_on(tmp_path):
     code, said = run_rows(tmp_path, root, "fail", jobs="1")
     assert code == 1 and said[-2] == "2 failed"
     assert any("failed with exit code 1: error: no such data" in line for line in said)
+
+
+def test_two_refusals_for_one_reason_are_enough(tmp_path):
+    root = parity_fakes.repository(tmp_path / "root")
+    code, said = run_rows(tmp_path, root, "fail", jobs="1", seeds="0,1,2,3")
+    assert code == 1 and said[-2] == "2 failed, 2 left"
+    assert "two runs were refused for the same reason: 2 more not started" in said
+
+
+def test_a_run_of_an_older_configuration_is_not_in_the_way(tmp_path):
+    root, older = parity_fakes.repository(tmp_path / "root"), config_lib.ConfigDict(
+        config_lib.to_dict(NN.config))
+    older.epochs += 1
+    parity_fakes.write_run(tmp_path / "work" / "cifar100" / "nn" / "seed0",
+                           dataclasses.replace(NN, config=older), 0)
+    code, _ = run_rows(tmp_path, root)
+    assert code == 0 and list(parity_results.read(root)["cifar100/nn"]["seeds"]) == ["0", "1"]
+    logs = (tmp_path / "work" / "cifar100" / "nn").glob("*/parity.log")
+    assert {log.parent.name for log in logs} == {f"seed0_{NN.hash}", "seed1"}
+    with pytest.raises(UserError, match="config.json is no configuration"):
+        (tmp_path / "config.json").write_text("{")
+        parity_results.hash_of_run(tmp_path)
 
 
 def test_what_still_runs_since_an_earlier_start_is_left_alone(tmp_path):

@@ -22,8 +22,9 @@ def run_rows(root, *, rows, seeds, budget_minutes, jobs, workdir, command=parity
 
     root: folder of configs/, results/ and docs/. rows: globs, see parity_rows.select. seeds: see seeds.parse.
     budget_minutes: 0: no limit. jobs: runs side by side, a number or "auto". workdir: folder of the
-    run folders, WORKDIR/ROW/seedN; finished runs that are already there are merged first. Returns
-    0, 1 where a run failed, 143 where `stop` (a threading.Event) ended it. Raises UserError.
+    run folders, WORKDIR/ROW/seedN (seedN_HASH where that is a run of an older configuration);
+    finished runs that are already there are merged first. Returns 0, 1 where a run failed, 143 where
+    `stop` (a threading.Event) ended it. Raises UserError.
     """
     platform = parity_runs.platform()
     jax.config.update("jax_platforms", "cpu")  # the device is for the runs, nothing is taken here
@@ -103,10 +104,11 @@ def stop_on_signal():
 
 def _job(recipe, seed, workdir, counted, results):
     records = results.get(recipe.name, {}).get("seeds", {}).values()
-    return parity_runs.Job(
-        recipe, seed, pathlib.Path(workdir).resolve() / recipe.name / f"seed{seed}",
-        parity_runs.expected_device_bytes(
-            recipe.config, counted[recipe.name]["multiply_adds"], records))
+    folder = pathlib.Path(workdir).resolve() / recipe.name / f"seed{seed}"
+    if parity_results.hash_of_run(folder) not in ("", recipe.hash):
+        folder = folder.with_name(f"seed{seed}_{recipe.hash}")  # the other is of an older recipe
+    return parity_runs.Job(recipe, seed, folder, parity_runs.expected_device_bytes(
+        recipe.config, counted[recipe.name]["multiply_adds"], records))
 
 
 def _merge(root, job, say):

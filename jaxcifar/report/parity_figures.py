@@ -1,4 +1,4 @@
-"""The reports' figures, redrawn from the committed results: curves per epoch, a band over seeds.
+"""The reports' figures, redrawn from the committed results: curves per epoch, seeds and their band.
 
 A figure shows only what was measured; one of which nothing was measured is not drawn. Each PNG
 carries a digest of the numbers in it, so that it is drawn again only when they change.
@@ -96,18 +96,19 @@ FIGURES = (
 )
 
 
-def band(content, metric):
-    """Return (mean, std) over the seeds, float arrays [epochs], as far as every seed went.
+def curves_of(content, metric):
+    """Return a curve of every seed, float array [seeds, epochs], as far as every seed went.
 
-    content: of a result file. metric: name of a curve. std is 0 for one seed. Both are empty where
-    the metric was not measured.
+    content: of a result file. metric: name of a curve. [seeds, 0] where it was not measured.
     """
     curves = [record["curves"].get(metric, []) for record in content["seeds"].values()]
     shortest = min(map(len, curves), default=0)
-    values = np.array([[np.nan if v is None else v for v in curve[:shortest]] for curve in curves])
-    if not shortest:
-        return np.empty(0), np.empty(0)
-    return values.mean(axis=0), values.std(axis=0, ddof=min(1, len(curves) - 1))
+    return np.array([[np.nan if v is None else v for v in curve[:shortest]] for curve in curves])
+
+
+def band(curves):
+    """Return (mean, std) over the seeds, float arrays [epochs], of `curves_of`; one seed's std is 0."""
+    return curves.mean(axis=0), curves.std(axis=0, ddof=min(1, len(curves) - 1))
 
 
 def measured(figure, results):
@@ -118,7 +119,7 @@ def measured(figure, results):
     panels, missing = [], 0
     for panel in figure.panels:
         lines = tuple((name, label) for name, label in panel.lines
-                      if name in results and len(band(results[name], panel.metrics[0])[0]))
+                      if name in results and curves_of(results[name], panel.metrics[0]).size)
         missing += len(panel.lines) - len(lines)
         if lines:
             panels.append(dataclasses.replace(panel, lines=lines))
@@ -133,8 +134,7 @@ def digest(figure, results):
     colours = colours_of(figure.panels)
     shown = [figure.title, figure.columns, [
         [panel.title, panel.reference, [
-            [label, colours[label], metric, len(results[name]["seeds"]),
-             *(np.round(values, 3).tolist() for values in band(results[name], metric))]
+            [label, colours[label], metric, np.round(curves_of(results[name], metric), 3).tolist()]
             for name, label in panel.lines for metric in panel.metrics]] for panel in panels]]
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
 
@@ -209,9 +209,9 @@ def _draw_panel(axes, panel, results, colours):
     for name, label in panel.lines:
         for position, metric in enumerate(panel.metrics):
             colour = _COLOURS[(colours[label] + position) % len(_COLOURS)]
-            mean, std = band(results[name], metric)
-            epochs = np.arange(1, len(mean) + 1)
-            seeds = len(results[name]["seeds"])
+            curves = curves_of(results[name], metric)
+            mean, std = band(curves)
+            epochs, seeds = np.arange(1, len(mean) + 1), len(curves)
             split = f"{metric.split('_')[0]} " if len(panel.metrics) > 1 else ""
             unit = "%" if metric.endswith("accuracy") else ""
             digits = 1 if unit else 3
@@ -219,6 +219,8 @@ def _draw_panel(axes, panel, results, colours):
                       marker="o" if len(mean) <= 12 else None, markersize=3,
                       label=f"{split}{label}: {mean[-1]:.{digits}f}{unit} (n={seeds})")
             axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+            if seeds > 1:
+                axes.plot(epochs, curves.T, color=colour, linewidth=0.6, alpha=0.6)
             if panel.reference:
                 _draw_reference(axes, panel.reference, metric, colour)
     metric = panel.metrics[0]
@@ -229,7 +231,7 @@ def _draw_panel(axes, panel, results, colours):
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(color="#e3e3e3", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, title="last value, seeds", title_fontsize=7, frameon=False, ncols=2,
+    axes.legend(fontsize=8, title="mean at the end (seeds)", title_fontsize=7, frameon=False, ncols=2,
                 loc="upper left", bbox_to_anchor=(0, -0.14))  # below, where no line is
 
 

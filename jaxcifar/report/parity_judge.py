@@ -2,12 +2,13 @@
 
 Tolerances. Accuracy, of runs of 10 epochs or more: the mean over seeds is at most 1.0 point below
 the published value (a range's lower end); of shorter runs: at most 10 points, since their accuracy
-still jumps from epoch to epoch. Better is always fine. Loss: above it by at most 10% or 0.05, of
+still jumps from epoch to epoch. Better is fine, but where a report says that a network does not
+train (10%, guessing): there ours may not be above by more than that either. Loss: above it by at most 10% or 0.05, of
 shorter runs 20% or 0.3, whichever is more. Parameters: equal, or equal once rounded to 0.1 million
 where the report prints millions. Times are not judged: the hardware is another.
 
 Exceptions. results/notes.csv lists numbers that may be outside, why, and how far: beyond its own
-limit an exception fails as any other number does.
+limit an exception fails as any other number does, and so does one for a number that holds.
 """
 
 import csv
@@ -29,6 +30,7 @@ STATUSES = (WITHIN, NOTED, OUTSIDE, NOT_MEASURED, STALE, NEEDS_WEIGHTS, NOT_JUDG
 _LONG_RUN_EPOCHS = 10
 _ACCURACY_POINTS = {True: 1.0, False: 10.0}  # long run, short run
 _LOSS = {True: (0.10, 0.05), False: (0.20, 0.3)}  # relative, absolute
+_GUESSING = 10.0  # percent, of ten classes
 _ROUNDING = 1e-9
 
 
@@ -38,7 +40,7 @@ class Verdict:
 
     number: published.Row. row: name of its row. status: one of STATUSES. ours: the value per seed,
     a tuple of floats, of one value for what is counted; () where there is none. note: the Note that
-    lets it be outside, or None. epochs: of the recipe.
+    lets it be outside, or None (a number that holds must have none). epochs: of the recipe.
     """
 
     number: Any
@@ -105,17 +107,24 @@ def limit(number, epochs):
 
 def holds(number, ours, epochs):
     """Return whether our value (a mean over seeds) holds a published number; None: not judged."""
-    if number.metric == "params":
+    if number.is_count:
         if number.approximate:
             return math.floor(ours / 1e5 + 0.5) == round(number.value / 1e5)
         return ours == number.value
     worst = limit(number, epochs)
+    if worst is not None and untrained(number) and ours > 2 * number.value - worst + _ROUNDING:
+        return False
     return None if worst is None else _reaches(number, ours, worst)
+
+
+def untrained(number):
+    """Return whether a published number says that its network does no better than guessing."""
+    return number.metric.endswith("_accuracy") and number.value == _GUESSING
 
 
 def _reaches(number, ours, worst):
     """Return whether our value is no worse than `worst`, of parameters whether it is equal."""
-    if number.metric == "params":
+    if number.is_count:
         return ours == worst
     if not math.isfinite(ours):
         return False
@@ -135,12 +144,18 @@ def verdicts(known, counted, results, notes):
 
 
 def failures(judged):
-    """Return one line per number that is outside its tolerance, or beyond the limit of its note."""
-    return [f"{v.row} {v.number.metric}"
+    """Return one line per number that is outside its tolerance, or beyond the limit of its note,
+    and per note that a number no longer needs."""
+    return [_line(v, _limit_text(v), "a reason and a limit in results/notes.csv would make it a "
+                  "known exception") for v in judged if v.status == OUTSIDE] + [
+            _line(v, "", "it holds: remove its line in results/notes.csv")
+            for v in judged if v.status == WITHIN and v.note]
+
+
+def _line(v, allowed, what_to_do):
+    return (f"{v.row} {v.number.metric}"
             f"{f' after epoch {v.number.epoch}' if v.number.epoch else ''}: {v.mean:,.10g} "
-            f"({len(v.ours)} value(s)), published {v.number.value:,.10g}{_limit_text(v)}; a reason "
-            "and a limit in results/notes.csv would make it a known exception"
-            for v in judged if v.status == OUTSIDE]
+            f"({len(v.ours)} value(s)), published {v.number.value:,.10g}{allowed}; {what_to_do}")
 
 
 def read_notes(root):
@@ -190,8 +205,8 @@ def _verdict(number, known, counted, results, notes):
         return Verdict(number, row, NEEDS_WEIGHTS if number.needs == "finetune" else NOT_MEASURED)
     recipe, content = known[row], results.get(row)
     epochs = recipe.config.epochs
-    if number.metric == "params":
-        ours = (counted[row]["params"],)
+    if number.is_count:
+        ours = (counted[row][number.metric],)
     elif content is None:
         status = NEEDS_WEIGHTS if recipe.needs_weights else NOT_MEASURED
         return Verdict(number, row, status, epochs=epochs)
@@ -205,7 +220,7 @@ def _verdict(number, known, counted, results, notes):
     mean = statistics.mean(ours)
     held, note = holds(number, mean, epochs), notes.get(_key(number))
     if held is not False:
-        return Verdict(number, row, WITHIN if held else NOT_JUDGED, ours, epochs=epochs)
+        return Verdict(number, row, WITHIN if held else NOT_JUDGED, ours, note, epochs)
     noted = note is not None and _reaches(number, mean, note.worst)
     return Verdict(number, row, NOTED if noted else OUTSIDE, ours, note, epochs)
 

@@ -13,7 +13,8 @@ _TITLES = {
     "se_resnet": "SE bottlenecks in DLA trees (CIFAR-10, \"Team DLEnthusiasts\")",
     "architectures": "MLP, CNN and ViT (CIFAR-10, \"Deep Learning 2023 - Project I report\")",
 }
-_METRICS = {"params": "parameters", "kaggle_accuracy": "Kaggle accuracy (ours: test)",
+_METRICS = {"params": "parameters", "imagenet_params": "parameters with ImageNet's 1,000 classes",
+            "kaggle_accuracy": "Kaggle accuracy (ours: test)",
             "minutes": "minutes for the run", "seconds_per_epoch": "seconds per epoch"}
 _MEASURED = {
     "last": "last epoch", "best_val_loss": "epoch of the lowest validation loss",
@@ -21,6 +22,7 @@ _MEASURED = {
     "best_test_accuracy": "epoch of the best test accuracy"}
 _SOURCES = {"report": "", "log": ", by the authors' log",
             "recount": ", recounted"}
+_APART = 5.0  # points of deviation above which a mean says little: some seeds train, some do not
 _MARKS = {parity_judge.WITHIN: "yes", parity_judge.NOTED: "no: see below",
           parity_judge.OUTSIDE: "**NO**", parity_judge.STALE: "stale",
           parity_judge.NOT_JUDGED: "not judged"}
@@ -33,13 +35,16 @@ per row: every seed's values and curves, configuration hash, commit, versions, d
 `python scripts/parity.py --report-only`; nothing here is written by hand, but for the reasons in
 `results/notes.csv`.
 
-- **Ours** is the mean over seeds +- the standard deviation (n - 1), then the number of seeds. A
+- **Ours** is the mean over seeds +- the standard deviation (n - 1), then the number of seeds, and
+  the seeds themselves where they lie more than 5 points apart. A
   parameter count is that of the network which the configuration builds; it needs no run.
 - **Limit** is the worst value that holds: accuracy of a run of 10 epochs or more 1.0 point below the
   published value (the lower end of a range), of a shorter run, whose accuracy still jumps from epoch to
   epoch, 10 points below; loss 10% or 0.05 above, of a shorter run 20% or 0.3, whichever is more;
   parameters equal, or equal when rounded to 0.1 million where the report prints millions. Better is
-  fine. Times are shown and not judged: the hardware is another.
+  fine, but where the report's point is that a network does not train (10%, guessing): there above
+  counts as below. **Difference**: ours less the published value, 0 inside a published range, beyond
+  one to its nearer end. Times are shown and not judged: the hardware is another.
 - **about**: the report gives the number only roughly, in its text or in a figure.
 - Kaggle accuracy is that of the 10,000 images that are scored, which are the test set: ours is
   measured there.
@@ -54,9 +59,9 @@ per row: every seed's values and curves, configuration hash, commit, versions, d
   `python scripts/parity.py --rows='cifar100/finetune*,architectures/finetune/*'`.
 - The configuration hash in `results/` is that of seed 0. A result whose configuration has changed
   since is **stale**, and a test fails.
-- The last column is the command that runs the row with seeds 0, 1 and 2 (`--seeds=0` for one). Where
-  all three are in `results/`, it trains them again and prints mean and deviation; elsewhere it
-  measures those that are not, and enters them here.
+- The last column: for a measured row the command that trains its seeds again and prints mean and
+  deviation; for another the one that measures it with seeds 0, 1 and 2 (`--seeds=0` for one) and
+  enters it here. `python scripts/parity.py --rows=ROW` adds the seeds that a row lacks.
 """
 
 
@@ -109,10 +114,10 @@ def _summary(judged):
              "| --- " + "| ---: " * 9 + "|"]
     for report in (*parity_rows.reports(), "all"):
         of_report = [v for v in judged if report in (v.number.report, "all")]
-        counts = [v for v in of_report if v.number.metric == "params"
+        counts = [v for v in of_report if v.number.is_count
                   and v.number.source != "recount" and v.status != parity_judge.NEEDS_WEIGHTS]
         times = [v for v in of_report if _is_time(v)]
-        others = [v for v in of_report if v.number.metric != "params" and not _is_time(v)]
+        others = [v for v in of_report if not v.number.is_count and not _is_time(v)]
         number = {status: sum(v.status == status for v in others)
                   for status in parity_judge.STATUSES}
         cells = (_held(counts), len(others), _held(others, long=True), _held(others, long=False),
@@ -148,7 +153,7 @@ def _table(judged, known, results):
             and known[v.row].needs_run else "")) + " |")
         known_to_all = v.number.source == "recount" or v.number.metric == "kaggle_accuracy"
         note = "" if known_to_all else v.number.note  # the page's beginning says it
-        outside = f"outside: {v.note.reason}" if v.note else ""
+        outside = f"outside: {v.note.reason}" if v.note and v.status != parity_judge.WITHIN else ""
         remark = "; ".join(text for text in (outside, note) if text)
         if remark:
             remarks.setdefault(remark, {})[f"`{name}`"] = True
@@ -161,14 +166,14 @@ def _number(number):
     name = _METRICS.get(number.metric, plain)
     if number.measured == f"best_{number.metric}":
         return f"best {name}{', the test set had a say' * name.startswith('test')}"
-    if number.metric == "params" or number.measured == "clock":
+    if number.is_count or number.measured == "clock":
         return name + _SOURCES[number.source]
     when = f"epoch {number.epoch}" if number.epoch else _MEASURED[number.measured]
     return f"{name}, {when}{_SOURCES[number.source]}"
 
 
 def _published(number):
-    if number.metric == "params":
+    if number.is_count:
         text = f"{number.value / 1e6:.1f} M" if number.approximate else f"{number.value:,.0f}"
         return text
     if number.upper is not None:
@@ -179,17 +184,25 @@ def _published(number):
 def _ours(verdict):
     if verdict.mean is None:
         return ""
-    if verdict.number.metric == "params":
+    if verdict.number.is_count:
         return f"{verdict.mean:,.0f}"
-    digits = _digits(verdict.number)
-    spread = "" if verdict.std is None else f" +- {verdict.std:.{digits}f}"
-    return f"{verdict.mean:.{digits}f}{spread} ({len(verdict.ours)})"
+    return _mean(verdict.ours, _digits(verdict.number))
+
+
+def _mean(values, digits):
+    """Return "mean +- deviation (number of seeds)", where they lie far apart the seeds themselves."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f} (1)"
+    text = f"{statistics.mean(values):.{digits}f} +- {statistics.stdev(values):.{digits}f}"
+    apart = statistics.stdev(values) > _APART
+    seeds = ": " + ", ".join(f"{value:.{digits}f}" for value in values)
+    return f"{text} ({len(values)}{seeds * apart})"
 
 
 def _difference(verdict):
     if verdict.difference is None or verdict.status == parity_judge.NOT_JUDGED:
         return ""
-    if verdict.number.metric == "params":
+    if verdict.number.is_count:
         if verdict.number.approximate and verdict.status == parity_judge.WITHIN:
             return "0"
         return f"{verdict.difference:+,.0f}" if verdict.difference else "0"
@@ -209,16 +222,20 @@ def _is_time(verdict):
 
 
 def _command(row, known, results):
-    """Return the command that measures what is missing of a row, or trains it again."""
-    if all(parity_results.has_seed(results, known[row], seed) for seed in (0, 1, 2)):
-        return f"`python -m jaxcifar.main --config={known[row].spec} --seeds=0,1,2`"
+    """Return the command that trains a measured row's seeds again, or measures another row."""
+    if row in results:
+        seeds = ",".join(results[row]["seeds"])
+        return f"`python -m jaxcifar.main --config={known[row].spec} --seeds={seeds}`"
     return f"`python scripts/parity.py --rows='{row}'`"
 
 
 def _limit(verdict):
     """Return the worst value that holds, "" where none is judged or the count must be equal."""
     worst = parity_judge.limit(verdict.number, verdict.epochs)
-    return "" if worst is None else f"{worst:.{_digits(verdict.number)}f}"
+    if worst is None:
+        return ""
+    upper = f"-{2 * verdict.number.value - worst:.2f}" * parity_judge.untrained(verdict.number)
+    return f"{worst:.{_digits(verdict.number)}f}{upper}"
 
 
 def _figures(report, results):
@@ -233,8 +250,9 @@ def _figures(report, results):
         curves = "curve is" if missing == 1 else "curves are"
         left = f" {missing} more {curves} not measured yet." if missing else ""
         lines += [f"![{figure.title}](figures/{figure.name}.png)", "",
-                  f"{figure.title}: mean over seeds, band of one standard deviation, as far as "
-                  f"every seed went.{left}", ""]
+                  f"{figure.title}: mean, and where there are several seeds a thin line for each and "
+                  "a band of one standard deviation, as far as every seed went. The mean in the "
+                  f"legend is that of the last epoch; a table may take the best one.{left}", ""]
     return lines
 
 
@@ -257,10 +275,7 @@ def _unpublished(known, results):
 def _mean_of(content, metric):
     values = [record["values"][metric] for record in content["seeds"].values()
               if metric in record["values"]]
-    if not values:
-        return ""
-    spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread} ({len(values)})"
+    return _mean(values, 2) if values else ""
 
 
 def _runs(results):
@@ -268,8 +283,9 @@ def _runs(results):
     lines = ["## Where it was measured", ""]
     if not results:
         return [*lines, "Nothing was measured yet.", ""]
-    lines += ["Minutes: compilation and epochs of one run, on average; other work may have shared "
-              "the machine. A + after the commit: tracked files differed from it.", "",
+    lines += ["Epochs: of each seed, where they differ. Minutes: compilation and epochs of one run, on "
+              "average; other work may have shared the machine. A + after the commit: tracked files "
+              "differed from it.", "",
               "| row | seeds | epochs | minutes | device | JAX | commit |",
               "| --- | --- | --- | ---: | --- | --- | --- |"]
     for name, content in results.items():
@@ -277,10 +293,16 @@ def _runs(results):
         seconds = [record["seconds"] for record in records if record["seconds"]]
         minutes = f"{statistics.mean(seconds) / 60:.1f}" if seconds else ""
         lines.append("| " + " | ".join((
-            f"`{name}`", ", ".join(content["seeds"]), _each(r["epochs"] for r in records),
+            f"`{name}`", ", ".join(content["seeds"]), _epochs(records),
             minutes, _each(map(_device, records)),
             _each(r["versions"]["jax"] for r in records), _each(map(_commit, records)))) + " |")
     return [*lines, ""]
+
+
+def _epochs(records):
+    """Return the seeds' numbers of epochs, one where all are the same."""
+    epochs = [str(record["epochs"]) for record in records]
+    return epochs[0] if len(set(epochs)) == 1 else ", ".join(epochs)
 
 
 def _each(values):

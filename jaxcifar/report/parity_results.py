@@ -89,6 +89,17 @@ def record(folder):
         raise UserError(f"{folder} does not hold a finished run: {error!r}") from error
 
 
+def hash_of_run(folder):
+    """Return the hash, with seed 0, of the configuration in a run's folder; "" where there is none."""
+    path = pathlib.Path(folder, "config.json")
+    if not path.is_file():
+        return ""
+    try:
+        return parity_rows.hash_of(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(f"{path} is no configuration ({error}): remove its folder") from error
+
+
 def merge(root, recipe, seed, new):
     """Enter one seed's record into the row's file; return what happened, a word or two.
 

@@ -22,7 +22,6 @@ from jaxcifar.report import published
 from jaxcifar.report.models_page import multiply_adds
 from jaxcifar.run_folder import write_json
 
-COUNTED = ("params",)  # metrics that need no run
 PUBLISHED = "published"  # the word for all rows with a published number that needs a run
 
 
@@ -45,7 +44,7 @@ class Recipe:
     @property
     def needs_run(self):
         """Whether a published number can only come from a run."""
-        return any(number.metric not in COUNTED for number in self.numbers)
+        return not all(number.is_count for number in self.numbers)
 
     @property
     def needs_weights(self):
@@ -109,7 +108,7 @@ def select(known, patterns):
 
 
 def counts(root, known):
-    """Return {row's name: {"params", "multiply_adds"}}, ints, of one image's forward pass.
+    """Return {row's name: {"params", "multiply_adds", ...}}, see `count`.
 
     They are kept in root/results/counts.json. What is missing there, or was counted for another
     configuration, is counted now (seconds for a deep network) and written.
@@ -136,12 +135,16 @@ def read_counts(root):
 def count(config):
     """Return a configuration's {"params", "multiply_adds"}, ints; nothing is computed.
 
-    The multiply-adds are those at the size to which its augmentation brings an image.
+    The multiply-adds are of one image's forward pass, at the size to which its augmentation brings
+    it. A network of config.IMAGENET has "imagenet_params" too, its parameters with 1,000 classes.
     """
     num_classes = len(SPECS[config.dataset].class_names)
     pipeline = augment.build(config.augment, tuple(config.mean), tuple(config.std), num_classes)
-    return dict(_count(config.model.to_json(sort_keys=True), num_classes,
-                       pipeline.output_shape(IMAGE_SHAPE)))
+    model, shape = config.model.to_json(sort_keys=True), pipeline.output_shape(IMAGE_SHAPE)
+    counted = dict(_count(model, num_classes, shape))
+    if config.model.name in config_lib.IMAGENET:
+        counted["imagenet_params"] = _count(model, 1000, shape)["params"]
+    return counted
 
 
 @functools.cache

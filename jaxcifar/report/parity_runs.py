@@ -61,7 +61,7 @@ def run(jobs, root, *, platform="cpu", slots=1, device_bytes=None, budget_second
 
     root: folder to run in (that of configs/). platform: "cpu" or "gpu". device_bytes: memory of the
     device; the jobs that run side by side take no more together (a single one always runs); None:
-    not looked at. budget_seconds: after them every process gets SIGTERM and saves its state; 0: no limit. stop: a
+    not looked at. Once two were refused with one message no more are started. budget_seconds: after them every process gets SIGTERM and saves its state; 0: no limit. stop: a
     threading.Event that asks for the same at once. finished: called with every job whose process
     ended well. command: job -> argument list. Each job's output goes to parity.log in its folder.
     """
@@ -78,6 +78,9 @@ def run(jobs, root, *, platform="cpu", slots=1, device_bytes=None, budget_second
             else:
                 running.append((job, process))
         running = _reap(running, outcome, finished, say)
+        if waiting and _refused_alike(outcome.failed):
+            say(f"two runs were refused for the same reason: {len(waiting)} more not started")
+            outcome.left, waiting = outcome.left + waiting, []
         stop.wait(_POLL_SECONDS)
     if running:
         say(f"{'asked to stop' if stop.is_set() else 'the time is up'}: "
@@ -196,6 +199,12 @@ def _terminate(running, outcome, finished, say):
             process.kill()
             process.wait()
     _reap(running, outcome, finished, say)
+
+
+def _refused_alike(failed):
+    """Return whether two jobs ended with the same message of a UserError (no data, for instance)."""
+    lines = [line for line in map(_last_line, failed) if line.startswith("error: ")]
+    return len(set(lines)) < len(lines)
 
 
 def _last_line(job):

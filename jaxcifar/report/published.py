@@ -15,8 +15,8 @@ class Row:
     report: name of the report, and of its file in configs/; "peers": other codebases. table: of the
     report. variant: the configuration that reproduces it, as --config takes it; "" where needs is
     "peer". metric: train_loss, train_accuracy (percent), test_loss, test_accuracy, val_accuracy,
-    kaggle_accuracy (of the 10,000 test images), params, minutes, seconds_per_epoch, seconds or
-    pflops. epoch: after which it was measured, from 1; None where `measured` or the report decides.
+    kaggle_accuracy (of the 10,000 test images), params, imagenet_params (with a last layer of 1,000
+    classes), minutes, seconds_per_epoch, seconds or pflops. epoch: after which it was measured, from 1; None where `measured` or the report decides.
     value: the number, or the lower end of a range. upper: its upper end, else None. approximate:
     printed as "about", as a range or rounded to millions. measured: last, best_val_loss,
     best_val_accuracy or best_test_accuracy as config.selection, else counted, clock or stated (by
@@ -37,6 +37,11 @@ class Row:
     source: str
     needs: str
     note: str
+
+    @property
+    def is_count(self):
+        """Whether this is a number of parameters, which needs no run."""
+        return self.metric in ("params", "imagenet_params")
 
 
 def rows(report="", *, variant="", metric=""):
