@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from jaxcifar import run_folder
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, first_line
 
 _KEPT = 2
 
@@ -96,7 +96,7 @@ class Checkpoints:
             try:
                 state = self.restore(step, template)
             except Exception as error:  # whatever a damaged file makes orbax raise
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                reason = first_line(error)
                 warnings.warn(f"checkpoint {self._folder / str(step)} is damaged "
                               f"({reason[:120]}); trying the one before", stacklevel=2)
                 damaged.append(step)

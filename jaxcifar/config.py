@@ -122,7 +122,7 @@ def default():
     c.frozen_batch_norm = "batch"  # in training: statistics of the "batch", or the "running" ones
     c.cache_features = True  # compute what a frozen backbone gives once, where nothing else changes
     c.remat = False  # keep no activations inside blocks for the gradient: compute them again
-    c.max_params = 0  # refuse a model with more trainable parameters; 0: no limit
+    c.max_params = 0  # refuse a model with more parameters; 0: no limit
     c.dtype = "float32"  # of the computation; parameters and statistics stay float32
     c.precision = "default"  # of float32 matrix products (on GPU "default" is TensorFloat-32)
 

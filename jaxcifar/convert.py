@@ -21,7 +21,7 @@ from jaxcifar import config as config_lib
 from jaxcifar import command, overrides, run_folder, selection, torch_weights, weight_files
 from jaxcifar.checkpoint import Checkpoints
 from jaxcifar.data import specs
-from jaxcifar.errors import UserError, unknown
+from jaxcifar.errors import UserError, first_line, unknown
 from jaxcifar.state import create_state
 from jaxcifar.task import create_task
 
@@ -58,7 +58,7 @@ def export_run(workdir, path, *, which="best", raw=False):
 def import_weights(path, workdir, config, *, fresh=""):
     """Write a run folder whose newest checkpoint, of step 0, holds the weights of a file.
 
-    path: .pt, .pth or .safetensors. workdir: a folder without checkpoints. config: the run's
+    path: .pt, .pth or .safetensors. workdir: a folder without a run. config: the run's
     configuration, which names the model. fresh: regular expression; keys of the state_dict in which
     it is found keep the model's own initial values, whatever the file holds for them.
 
@@ -67,8 +67,9 @@ def import_weights(path, workdir, config, *, fresh=""):
     """
     config_lib.validate(config)
     workdir = pathlib.Path(workdir)
-    if any((workdir / "checkpoints").glob("*")):
-        raise UserError(f"{workdir} holds checkpoints already: choose another folder for --to")
+    run_folder.refuse_other_kind(workdir, "a single run")
+    if run_folder.holds_run(workdir):
+        raise UserError(f"{workdir} holds a run already: choose another folder for --to")
     task = _task(config)
     state = _template(task)
     name, options = model_of(config)
@@ -148,25 +149,25 @@ def _saved_state(workdir, task, which):
     """Return the newest state, or that of the epoch that the run keeps as its best."""
     template, rule = _template(task), selection.kept_rule(task.config)
     folder = pathlib.Path(workdir) / "checkpoints"
-    if not any(folder.glob("*")):
-        raise UserError(f"{workdir} holds no checkpoint yet: wait until its first epoch is saved")
+    run_folder.refuse_without_checkpoints(workdir)
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
         state = checkpoints.restore_latest(template)
         if state is None:
             raise UserError(f"{folder} holds no finished checkpoint")
         best = selection.best_epoch(state.history, rule) if rule and which == "best" else None
-        if best is None:
+        if best is None or (step := run_folder.step_of(workdir, best)) == int(state.step):
             return state
-        for step in checkpoints.steps():  # ascending: the epoch's end comes before later steps
-            kept = checkpoints.restore(step, template)
-            if int(kept.epoch) == best:
-                return kept
-        raise UserError(f"the best epoch, {best}, is not among the checkpoints in {folder}: "
-                        "use --which=last")
-    except ValueError as error:
-        raise UserError(f"a checkpoint in {folder} is damaged ({error}): use "
-                        "--which=last") from error
+        if step not in checkpoints.steps():
+            raise UserError(f"the best epoch, {best}, is not among the checkpoints in {folder}: "
+                            "jaxcifar.convert --which=last takes the last one")
+        return checkpoints.restore(step, template)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged file makes orbax raise
+        raise UserError(f"the checkpoint of the best epoch in {folder} is damaged "
+                        f"({first_line(error)}): put back an intact copy; jaxcifar.convert "
+                        "--which=last takes the last epoch") from error
     finally:
         checkpoints.close()
 
@@ -198,7 +199,11 @@ def main(argv):
     parser.add_argument("--config", metavar="FILE[:VARIANT]",
                         help="of the new run; --config.FIELD=VALUE changes a field")
     arguments, rest = parser.parse_known_args(argv[1:])
-    if pathlib.Path(arguments.source).suffix not in weight_files.SUFFIXES:
+    source = pathlib.Path(arguments.source)
+    if source.suffix not in weight_files.SUFFIXES:
+        if source.is_file():
+            raise UserError(f"--from={source} is not a file of weights: expected a name that ends in "
+                            f"{', '.join(weight_files.SUFFIXES)}, or a run folder")
         if arguments.config or rest or arguments.fresh:
             raise UserError("--config and --fresh belong to --from=FILE: a run folder has its own "
                             "configuration")
@@ -208,6 +213,8 @@ def main(argv):
         return
     if not arguments.config:
         raise UserError("--config is missing: it names the model that the weights are for")
+    if arguments.raw or arguments.which != parser.get_default("which"):
+        raise UserError("--which and --raw belong to --from=RUN: a file has one set of weights")
     import_weights(arguments.source, arguments.to, _config(arguments.config, rest),
                    fresh=arguments.fresh)
     print(f"wrote {arguments.to}: a run at epoch 0 with the weights of {arguments.source}")

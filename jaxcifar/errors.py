@@ -30,5 +30,6 @@ def nearest(name, known):
 
 
 def first_line(error):
-    """Return the first line of an exception's message, or its type's name where there is none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of an exception's message, cut after 300 characters, or its type's name
+    where there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

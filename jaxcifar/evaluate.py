@@ -92,7 +92,7 @@ def _result(trained, split, checkpoint, flip, sums, matrix):
         "classes": {name: {"accuracy": 100 * int(right) / int(count) if count else None,
                            "correct": int(right), "images": int(count)}
                     for name, right, count in zip(names, correct, counts, strict=True)},
-        "seed": config.seed, "config_hash": config_lib.config_hash(config),
+        "seed": config.seed, "config_hash": trained.run_hash,
         "devices": {"kind": trained.devices.kind, "count": trained.devices.num_devices},
         "environment": environment.environment(),
     }

@@ -173,6 +173,8 @@ def main(argv):
         main_lib.refuse_flags_of_a_run("here, where nothing is trained")
         (training.check if config.speedrun.epochs else train.check)(config)
         configure()
+        jax.config.update("jax_default_matmul_precision",
+                          None if config.precision == "default" else config.precision)
         watch = logs.Stopwatch()
         program = compiled(config)
     except UserError as error:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxcifar import config as config_lib
 from jaxcifar import command, convert, errors, parallel, run_folder, selection, splits, train
 from jaxcifar.checkpoint import Checkpoints
 from jaxcifar.data import specs
@@ -28,13 +29,15 @@ SPLITS = ("test", "val", "train")
 class Trained:
     """One epoch of a run.
 
-    config: the run's, with devices that this machine has. variables: numpy arrays. epoch, step:
+    config: the run's, with devices that this machine has. run_hash: config.config_hash of the run's
+    own. variables: numpy arrays. epoch, step:
     int, how long the weights were trained. result: content of result.json, or None while the run is
     not finished. description: which epoch this is and why, for a person.
     """
 
     workdir: pathlib.Path
     config: Any
+    run_hash: str
     task: Any
     devices: parallel.Parallel
     variables: Any
@@ -64,15 +67,15 @@ def load(workdir, which="selected"):
     workdir = pathlib.Path(workdir)
     config = convert.read_config(workdir)
     train.configure_jax(config)
-    config = _for_this_machine(config)
+    run_hash, config = config_lib.config_hash(config), _for_this_machine(config)
     spec = specs.get_spec(config.dataset)
     task = create_task(config, spec.count("train") - config.val_size, spec.num_classes)
     result = _read_result(workdir)
     state, reason = _choose(workdir, task, which, result)
     epoch, step = int(state.epoch), int(state.step)
     description = f"{workdir}: epoch {epoch} of {config.epochs}, step {step:,} ({reason})"
-    return Trained(workdir, config, task, _devices(config), state.variables(), epoch, step, result,
-                   description)
+    return Trained(workdir, config, run_hash, task, _devices(config), state.variables(), epoch, step,
+                   result, description)
 
 
 def split_arrays(trained, split):
@@ -184,21 +187,20 @@ def _read_result(workdir):
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({specs.one_line(error)}): remove it, and the "
+        raise UserError(f"{path} cannot be read ({errors.first_line(error)}): remove it, and the "
                         "training command writes it again from the checkpoints") from error
 
 
 def _choose(workdir, task, which, result):
     """Return (TrainState, why this one)."""
     folder = workdir / "checkpoints"
-    if not any(folder.glob("*")):
-        raise UserError(f"{workdir} holds no checkpoint yet: wait until its first epoch is saved")
+    run_folder.refuse_without_checkpoints(workdir)
     template = jax.tree.map(np.asarray, create_state(task, task.config.seed))
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
         if which == "selected" and result:
             rule, epoch = result["selection"]["rule"], result["selection"]["epoch"]
-            step = result["steps"] if rule == "last" else _step_of(workdir, epoch)
+            step = result["steps"] if rule == "last" else run_folder.step_of(workdir, epoch)
             return (_restore(checkpoints, step, template, folder),
                     f"selected by the rule {rule.replace('_', ' ')}")
         newest = checkpoints.restore_latest(template)
@@ -206,7 +208,7 @@ def _choose(workdir, task, which, result):
             raise UserError(f"{folder} holds no finished checkpoint")
         if which == "best":
             rule, epoch = _best(task.config, newest, workdir)
-            return (_restore(checkpoints, _step_of(workdir, epoch), template, folder),
+            return (_restore(checkpoints, run_folder.step_of(workdir, epoch), template, folder),
                     f"the {rule.replace('_', ' ')} so far")
         reason = "the newest checkpoint"
         if int(newest.step) != checkpoints.steps()[-1]:
@@ -226,15 +228,6 @@ def _best(config, newest, workdir):
     return rule, epoch
 
 
-def _step_of(workdir, epoch):
-    """Return the step at the end of an epoch, from the run's own record."""
-    for row in run_folder.read_rows(workdir):
-        if row["epoch"] == epoch:
-            return row["step"]
-    raise UserError(f"{workdir}/metrics.jsonl has no row of epoch {epoch}, so its checkpoint "
-                    "cannot be found: put the file back, or use --checkpoint=last")
-
-
 def _restore(checkpoints, step, template, folder):
     if step not in checkpoints.steps():
         raise UserError(f"the checkpoint of step {step} is not in {folder} (there are "
@@ -243,7 +236,7 @@ def _restore(checkpoints, step, template, folder):
         return checkpoints.restore(step, template)
     except Exception as error:  # whatever a damaged file makes orbax raise
         raise UserError(f"the checkpoint {folder / str(step)} cannot be read "
-                        f"({specs.one_line(error)}): put back an intact copy, or use "
+                        f"({errors.first_line(error)}): put back an intact copy, or use "
                         "--checkpoint=last") from error
 
 

@@ -52,8 +52,6 @@ class RunLog:
             return
         with run_folder.writing(self.workdir):
             self.workdir.mkdir(parents=True, exist_ok=True)
-            if resume_epoch is None:
-                (self.workdir / "result.json").unlink(missing_ok=True)
         kept = []
         if resume_epoch is not None:
             kept = [row for row in self.read_rows() if row["epoch"] < resume_epoch]
@@ -115,7 +113,7 @@ class RunLog:
         if self._events is not None:
             with run_folder.writing(self._events.path):
                 self._events.scalars(row["step"], _scalars(row), wall_time=time.time())
-        if self._epoch_start is not None:
+        if self._epoch_start is not None and "resumed_at" not in row:  # else only a part of one
             self._epoch_seconds = time.perf_counter() - self._epoch_start
         self.print(_epoch_text(row, epochs, self._epoch_seconds, note))
 

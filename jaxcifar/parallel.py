@@ -243,6 +243,11 @@ def agree_on(number):
     return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
+def is_same(number):
+    """Return whether all processes pass the same `number` (an int32); all of them must call this."""
+    return agree_on(number) == -agree_on(-number)
+
+
 def in_first(act, what):
     """Call `act` in process 0, and return what it returns; None in the other processes.
 

@@ -34,14 +34,17 @@ class Run:
         Raises:
           UserError: the folder cannot be written, another process trains there, or it belongs to
             several seeds, a search, another configuration (the fields that differ are named) or
-            other data, or no checkpoint can be read, or a new run cannot have the weights that
-            config.init_from names.
+            other data, or no checkpoint can be read, or those of a finished run are gone, or a new
+            run cannot have the weights that config.init_from names, or processes have other data.
         """
         self._task, self._data_digest = task, data_digest
         self.workdir = pathlib.Path(workdir)
         self._template = jax.tree.map(np.asarray, create_state(task, task.config.seed))
         self.environments = [environment.environment()]
         self._checkpoints = None
+        if not parallel.is_same(int(data_digest or "0", 16) >> 1):  # 31 bits
+            raise UserError("the processes have the data set in different orders (prepared from "
+                            "different sources): copy one machine's folder to the others")
         begun = parallel.in_first(self._begin, "open the run folder")
         restored, first, self.origin = begun or (None, self._template, [])
         self.resumed = bool(parallel.agree_on(restored is not None))
@@ -63,12 +66,15 @@ class Run:
         """Return the state of the newest checkpoint, or None; nothing of another run is touched."""
         run_folder.refuse_other_kind(self.workdir, "a single run")
         refuse_other_config(self._task.config, self.workdir)
+        if (self.workdir / "result.json").exists() and not run_folder.has_checkpoints(self.workdir):
+            raise UserError(f"{self.workdir} holds the result of a finished run, whose checkpoints "
+                            "are gone: put them back, or choose another --workdir to train again")
         run_folder.hold(self.workdir)
         self._checkpoints = Checkpoints(self.workdir)
         restored = self._checkpoints.restore_latest(self._template)
-        if restored is not None:
+        if restored is not None and int(restored.step):
             splits.refuse_other_data(self._data_digest, self.workdir)
-        elif self._data_digest:
+        elif self._data_digest:  # a run of step 0 has imported weights and saw no data yet
             splits.write_digest(self._data_digest, self.workdir)
         path, (here,) = self.workdir / "environments.json", self.environments
         earlier = run_folder.read_json(path, []) if restored is not None else []
@@ -161,10 +167,9 @@ def refuse_other_config(config, workdir):
       UserError: names the fields that differ, with both values.
     """
     workdir = pathlib.Path(workdir)
-    path, rows = workdir / "config.json", workdir / "metrics.jsonl"
-    if not (any((workdir / "checkpoints").glob("*")) or (workdir / "result.json").exists()
-            or rows.exists() and rows.stat().st_size):
+    if not run_folder.holds_run(workdir):
         return
+    path = workdir / "config.json"
     try:
         there = config_lib.flatten(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:

@@ -27,7 +27,7 @@ def writing(path):
         yield
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; "
-                        "choose a --workdir that is writable and has space left") from error
+                        "choose a place that is writable and has space left") from error
 
 
 def write_atomic(path, content):
@@ -96,6 +96,32 @@ def refuse_other_kind(workdir, kind):
                         f"--workdir for {kind}")
 
 
+def has_checkpoints(workdir):
+    """Return whether a run folder has checkpoints, whole or not."""
+    return any(pathlib.Path(workdir, "checkpoints").glob("*"))
+
+
+def holds_run(workdir):
+    """Return whether a training left a checkpoint, a row or a result in a folder."""
+    rows = pathlib.Path(workdir, "metrics.jsonl")
+    return (has_checkpoints(workdir) or pathlib.Path(workdir, "result.json").exists()
+            or rows.exists() and rows.stat().st_size > 0)
+
+
+def refuse_without_checkpoints(workdir):
+    """Raise UserError where a run folder has no checkpoint, and say why it has none."""
+    if has_checkpoints(workdir):
+        return
+    workdir = pathlib.Path(workdir).resolve()
+    study = workdir.parent.parent
+    if (study / "study.json").exists():
+        raise UserError(f"{workdir} is a trial of a search, whose weights are not kept: train "
+                        f"{study / 'best.py'}, and give that run's folder")
+    if (workdir / "result.json").exists():
+        raise UserError(f"{workdir} is a finished run whose checkpoints are gone: put them back")
+    raise UserError(f"{workdir} holds no checkpoint yet: wait until its first epoch is saved")
+
+
 def seeds_in(workdir):
     """Return the seeds that have a folder, WORKDIR/seedN, in ascending order."""
     names = [path.name for path in pathlib.Path(workdir).glob("seed*")]
@@ -132,6 +158,16 @@ def read_rows(workdir):
     return rows
 
 
+def step_of(workdir, epoch):
+    """Return the step at the end of an epoch (from 1), by a run's own record; UserError without one."""
+    for row in read_rows(workdir):
+        if row["epoch"] == epoch:
+            return row["step"]
+    raise UserError(f"{workdir}/metrics.jsonl has no row of epoch {epoch}, so its checkpoint "
+                    "cannot be found: put the file back, or take the last one (of "
+                    "jaxcifar.convert: --which=last; else --checkpoint=last)")
+
+
 def epoch_seconds(row):
     """Return the seconds that a row's epoch took; of seeds trained at once, one seed's share."""
     return row["seconds"] / row.get("seeds_at_once", 1)
@@ -158,10 +194,10 @@ def _line(row):
     return json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def lock(file):
+def lock(file, *, wait=False):
     """Lock an open file for as long as it is open, here or in a process that got it.
 
-    Returns:
+    wait: until no other holds it. Returns:
       False if another holds it. True too where files cannot be locked: Windows, some network drives.
     """
     try:
@@ -169,7 +205,7 @@ def lock(file):
     except ImportError:
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         return error.errno not in (errno.EAGAIN, errno.EACCES)
     return True

@@ -30,7 +30,7 @@ class TrainState:
     ema: Any  # {"params", "batch_stats"} or {}
     sums: Any  # metrics of the epoch under way, see `empty_sums`
     history: Any = None  # numpy float64 [epochs, 4], see jaxcifar.selection
-    plateau: Any = None  # schedules.Plateau or None
+    plateau: Any = None  # plateau.Plateau or None
 
     def on_device(self):
         """Return the state without its host-side part."""

@@ -331,16 +331,11 @@ def _otherwise(name, ours, theirs):
 
 @contextlib.contextmanager
 def _locked(path):
-    """Hold an exclusive lock on a file, which is created; wait for it. Nothing on Windows."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
+    """Hold an exclusive lock on a file, which is created; wait for it. See run_folder.lock."""
     with run_folder.writing(path):
         file = path.open("ab")
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        run_folder.lock(file, wait=True)
         yield
 
 

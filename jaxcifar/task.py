@@ -10,7 +10,7 @@ from jaxcifar import augment, models, optim, partition, plateau, schedules, stre
 from ml_collections import ConfigDict
 
 from jaxcifar.config import IMAGE_SHAPE, default
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Task:
     model: linen module, `apply(variables, images, train=...) -> logits`. tx: optimiser whose updates
     are multiplied by the learning rate outside of it. augment: (uint8 images, labels, keys, batch
     key) -> (images, targets). normalize: held-out uint8 images -> images. schedule: (base rate, step)
-    -> rate, or None where the plateau's own rate rules. plateau: its initial state or None.
+    -> rate; constant where the plateau's own rate rules. plateau: its initial state or None.
     frozen_norms: paths of the BatchNorms that keep their running statistics in training.
     """
 
@@ -92,7 +92,8 @@ def create_task(config, num_train, num_classes):
 
     Raises:
       UserError: an unknown model, optimiser, schedule or augmentation, an option that the chosen
-        one does not have, a batch larger than the training set, or too many parameters.
+        one does not have, a pattern that matches no parameter, a batch larger than the training set,
+        or too many parameters.
     """
     if config.batch_size > num_train and config.drop_last:
         raise UserError(f"config.batch_size = {config.batch_size} is larger than the training set "
@@ -111,8 +112,10 @@ def create_task(config, num_train, num_classes):
     shapes = _shapes(config, model, augmentation, evaluation)
     _check_params(config, shapes["params"])
     schedule, plateau_state = _schedule(config)
+    tx = _optimizer(config)
+    jax.eval_shape(tx.init, shapes["params"])  # where a pattern of its options matches nothing
     return Task(
-        config=config, model=model, tx=_optimizer(config), schedule=schedule, plateau=plateau_state,
+        config=config, model=model, tx=tx, schedule=schedule, plateau=plateau_state,
         augment=augmentation, normalize=evaluation, num_classes=num_classes, num_train=num_train,
         frozen_norms=_frozen_norms(config, shapes))
 
@@ -166,8 +169,8 @@ def _shapes(config, model, augmentation, evaluation):
             {"params": jax.random.key(0)}, jnp.zeros((1, *size), model.dtype), train=False))
             for size in dict.fromkeys(seen)]
     except (ValueError, TypeError) as error:  # options that make no network
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"model '{config.model.name}' cannot be built: {reason}") from error
+        raise UserError(
+            f"model '{config.model.name}' cannot be built: {first_line(error)}") from error
     if shapes[0] != shapes[-1]:
         raise UserError(f"model '{config.model.name}' has other parameters for training images of "
                         f"{seen[0][:2]} than for held-out ones of {seen[1][:2]}: give both one size "

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcifar import features, logs, parallel, programs, selection, splits, train
+from jaxcifar.errors import first_line
 from jaxcifar.metrics import finalize
 from jaxcifar.programs import Programs
 from jaxcifar.report import run as run_report
@@ -146,8 +147,8 @@ def pays(shared, seeds, say):
 
     Not with features of a frozen backbone (jaxcifar.features), which `fit` here does not cache, nor
     on CPU, where it gains little or loses much (see the module). Elsewhere some steps of the first
-    seed alone and of all seeds together are timed; what does not fit into the device's memory does
-    not pay.
+    seed alone and of all seeds together are timed; what does not fit into the device's memory, or
+    what XLA cannot compile, does not pay.
     """
     if not features.obstacle(shared.task):
         say("one by one: a frozen backbone's features are computed once, the rest is quick")
@@ -161,9 +162,9 @@ def pays(shared, seeds, say):
         alone = step_seconds(shared, states[0], over_seeds=False)
         all_together = step_seconds(shared, stack(states), over_seeds=True)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        say(f"one by one: {len(seeds)} seeds at once do not fit into the device's memory")
+        reason = ("do not fit into the device's memory" if "RESOURCE_EXHAUSTED" in str(error)
+                  else f"failed: {first_line(error)}")
+        say(f"one by one: {len(seeds)} seeds at once {reason}")
         return False
     ratio = all_together / (len(seeds) * alone)
     say(f"{'together' if ratio < 1 else 'one by one'}: a step of one seed takes "

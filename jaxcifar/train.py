@@ -157,6 +157,8 @@ def configure_jax(config):
     flags = os.environ.get("XLA_FLAGS", "").split()
     if config.deterministic and not any("xla_gpu_deterministic_ops" in flag for flag in flags):
         flags.append("--xla_gpu_deterministic_ops=true")
+    if config.deterministic:  # the kernels that other runs found fastest may not be deterministic
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "")
     if config.cuda_graphs in _GRAPHS:
         graphs = f"--xla_gpu_enable_command_buffer={_GRAPHS[config.cuda_graphs]}"
         flags += [graphs] if graphs not in flags else []

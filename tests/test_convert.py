@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 import tiny
 from torch_twins import ResNet
 
-from jaxcifar import checkpoint, convert, selection, torch_weights, weight_files
+from jaxcifar import (checkpoint, convert, run_folder, selection, torch_weights,
+                      weight_files)
 from jaxcifar import config as config_lib
 from jaxcifar.errors import UserError
 from jaxcifar.run import Run
@@ -53,6 +55,7 @@ def run(tmp_path_factory):
             **jax.tree.map(noise, variables),
             history=selection.record(state.history, epoch, {"val_accuracy": accuracy}))
         checkpoints.save(state, best_step=4 * min(epoch, 2))
+        run_folder.append_row(workdir, {"epoch": epoch, "step": 4 * epoch})
         saved[epoch] = state
     checkpoints.close()
     assert sorted(states_of(workdir)) == [2, 3, 4]
@@ -89,6 +92,23 @@ def test_a_run_survives_the_way_out_and_in_exactly(suffix, options, epoch, field
     for key, value in first.items():
         if not key.endswith("num_batches_tracked"):
             np.testing.assert_array_equal(value, again[key], err_msg=key)
+
+
+def test_only_the_wanted_checkpoint_has_to_be_whole(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+
+    def damage(step):
+        for file in (folder / "checkpoints" / str(step)).rglob("*"):
+            if file.is_file():
+                file.write_bytes(b"")
+
+    damage(12)  # the third epoch; the second is the best
+    assert convert.export_run(folder, tmp_path / "w.safetensors") == 2
+    damage(8)
+    with pytest.raises(UserError, match="of the best epoch in .* is damaged .*--which=last"):
+        convert.export_run(folder, tmp_path / "w.safetensors")
+    assert convert.export_run(folder, tmp_path / "w.safetensors", which="last") == 4
 
 
 def test_what_is_written_loads_into_the_pytorch_original(run, tmp_path):
@@ -181,7 +201,16 @@ def test_every_configuration_survives_config_json(tmp_path):
     (["--from=w.pth", "--to={tmp}/new"], "--config is missing"),
     (["--from=w.pth", "--to={tmp}/new", "--config=nothing.py"], "unknown configuration file"),
     (["--from=w.pth", "--to={tmp}/new", "--config={tmp}/tiny.py"], "no file w.pth"),
-    (["--from=w.pth", "--to={run}", "--config={tmp}/tiny.py"], "holds checkpoints already"),
+    (["--from=w.pth", "--to={run}", "--config={tmp}/tiny.py"], "holds a run already"),
+    (["--from=w.pth", "--to={tmp}/ended", "--config={tmp}/tiny.py"], "holds a run already"),
+    (["--from=w.pth", "--to={tmp}/seeds", "--config={tmp}/tiny.py"],
+     r"holds several seeds \(seed2, seed10\): choose another"),
+    (["--from=w.pth", "--to={tmp}/new", "--config={tmp}/tiny.py", "--raw"], "belong to --from=RUN"),
+    (["--from={tmp}/tiny.py", "--to={tmp}/new", "--config={tmp}/tiny.py"],
+     "tiny.py is not a file of weights: expected a name that ends in .pt, .pth, .safetensors"),
+    (["--from={tmp}/ended", "--to={tmp}/w.pth"], "a finished run whose checkpoints are gone"),
+    (["--from={tmp}/study/trials/0003", "--to={tmp}/w.pth"],
+     "0003 is a trial of a search, whose weights are not kept: train .*/study/best.py"),
     (["--from=w.pth", "--to={tmp}/new", "--config={tmp}/tiny.py", "--config.sed=1"],
      "there is no config field .sed."),
     (["--from=w.pth", "--to={tmp}/new", "--config={tmp}/tiny.py", "--sed=1"],
@@ -192,12 +221,13 @@ def test_every_configuration_survives_config_json(tmp_path):
 def test_mistakes_are_one_line(arguments, message, run, tmp_path):
     workdir, config, _, _ = run
     (tmp_path / "tiny.py").write_text(CONFIG)
-    for name, fields in (("old", {"sead": 1}), ("empty", {})):
-        (tmp_path / name).mkdir()
+    for name, fields in (("old", {"sead": 1}), ("empty", {}), ("ended", {}),
+                         ("seeds/seed10", {}), ("seeds/seed2", {}), ("study/trials/0003", {})):
+        (tmp_path / name).mkdir(parents=True)
         text = json.dumps(config_lib.to_dict(config) | fields)
         (tmp_path / name / "config.json").write_text(text)
-    for seed in (10, 2):
-        (tmp_path / "seeds" / f"seed{seed}").mkdir(parents=True)
+    for name in ("ended/result.json", "study/study.json"):
+        (tmp_path / name).write_text("{}")
     arguments = [word.format(run=workdir, tmp=tmp_path) for word in arguments]
     with pytest.raises(UserError, match=message) as raised:
         convert.main(["convert", *arguments])

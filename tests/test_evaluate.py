@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxcifar import checkpoint, evaluate, inference, selection
+from jaxcifar import checkpoint, convert, evaluate, inference, selection
 from jaxcifar import config as config_lib
 from jaxcifar.data import Dataset
 from jaxcifar.errors import UserError
@@ -146,6 +146,17 @@ def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch):
                        *(word.format(tmp=tmp_path) for word in arguments)])
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_the_hash_is_the_run_s_on_fewer_devices_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxcifar.data.load", lambda name, data_dir: DATA)
+    new_run(tmp_path, model=config_lib.model("lenet"), bn_sync="replica", num_devices=16)
+    trained = inference.load(tmp_path)
+    assert trained.devices.num_devices < 16
+    config = convert.read_config(tmp_path)
+    assert trained.run_hash == config_lib.config_hash(config)
+    result = evaluate.evaluate(tmp_path, say=lambda line: None)
+    assert result["config_hash"] == trained.run_hash
 
 
 def test_a_folder_that_lacks_a_part_is_named(tmp_path, monkeypatch):

@@ -317,6 +317,16 @@ def test_starting_a_finished_run_again_keeps_what_its_training_took(tmp_path, mo
 def test_a_finished_run_without_checkpoints_is_not_overwritten(tmp_path, monkeypatch):
     tiny.fit(tiny.tiny_config(epochs=1), tmp_path, monkeypatch)
     shutil.rmtree(tmp_path / "checkpoints")
+    rows = (tmp_path / "metrics.jsonl").read_text()
     with pytest.raises(UserError, match="config.seed: 0 there, 1 here"):
         tiny.fit(tiny.tiny_config(epochs=1, seed=1), tmp_path, monkeypatch)
-    assert (tmp_path / "result.json").exists()
+    with pytest.raises(UserError, match="the result of a finished run, whose checkpoints are gone"):
+        tiny.fit(tiny.tiny_config(epochs=1), tmp_path, monkeypatch)
+    assert (tmp_path / "result.json").exists() and (tmp_path / "metrics.jsonl").read_text() == rows
+
+
+def test_processes_with_other_data_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "agree_on", lambda number: max(number, 2**31 - 1))  # another's
+    with pytest.raises(UserError, match="the processes have the data set in different orders"):
+        tiny.fit(tiny.tiny_config(epochs=1), tmp_path / "run", monkeypatch)
+    assert not (tmp_path / "run").exists()

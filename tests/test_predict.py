@@ -6,7 +6,9 @@ import io
 import itertools
 import json
 import shutil
+import struct
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -227,18 +229,6 @@ def test_mistakes_are_one_line(arguments, message, run, tmp_path):
     assert not (tmp_path / "o.csv").exists()
 
 
-def test_class_names_missing(run, tmp_path, monkeypatch):
-    import dataclasses
-    spec = specs.get_spec("cifar10")
-    trained = inference.load(run[0])
-    monkeypatch.setitem(specs.SPECS, "cifar10",
-                        dataclasses.replace(spec, class_names=spec.class_names[:9]))
-    monkeypatch.setattr(inference, "load", lambda *_: trained)
-    with pytest.raises(UserError, match="9 class names for the model's 10 classes: .*=course"):
-        quiet(run[0], "test", tmp_path / "o.csv")
-    quiet(run[0], "test", tmp_path / "o.csv", format="course")
-
-
 def test_the_command_exits_with_one_line(tmp_path, capsys):
     words = ["predict", f"--workdir={tmp_path}", "--images=test", f"--out={tmp_path}/o.csv"]
     assert command.run(lambda: predict.main(words)) == 2
@@ -270,6 +260,16 @@ def test_the_reader_decodes_ahead_and_no_further(tmp_path, monkeypatch):
                                 and t.join(5) is None and t.is_alive()]
 
 
+def png_of_16_bits():
+    """Return an RGB PNG of 16 bits per channel, which Pillow reads and does not write."""
+    def chunk(kind, data):
+        return (struct.pack(">I", len(data)) + kind + data
+                + struct.pack(">I", zlib.crc32(kind + data)))
+    header = struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0)
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+            + chunk(b"IDAT", zlib.compress(bytes(32 * (1 + 32 * 6)))) + chunk(b"IEND", b""))
+
+
 def test_what_is_not_plain_rgb(tmp_path):
     image = Image.fromarray(DATA.test_images[0])
     alpha, holed = np.full((32, 32), 255, np.uint8), np.full((32, 32), 255, np.uint8)
@@ -289,6 +289,12 @@ def test_what_is_not_plain_rgb(tmp_path):
     opaque.putalpha(Image.fromarray(holed))
     with pytest.raises(UserError, match="hole.png: has transparent pixels"):
         saved(opaque, "hole.png")
+    image.save(tmp_path / "key.png", transparency=image.getpixel((0, 0)))
+    with pytest.raises(UserError, match="key.png: has transparent pixels"):
+        png_stream.read_image(tmp_path / "key.png")
+    (tmp_path / "rgb16.png").write_bytes(png_of_16_bits())
+    with pytest.raises(UserError, match="rgb16.png: 16 bits per channel"):
+        png_stream.read_image(tmp_path / "rgb16.png")
     with pytest.raises(UserError, match="deep.png: Pillow's mode I;16"):
         saved(Image.fromarray(np.zeros((32, 32), np.uint16)), "deep.png")
     with pytest.raises(UserError, match="cmyk.jpg: Pillow's mode CMYK"):
@@ -319,6 +325,15 @@ def test_an_array_file_is_read_in_parts(tmp_path):
     (tmp_path / "a.npy").write_bytes(data[:-5000])
     with pytest.raises(UserError, match="ends within image 49 of 50"):
         list(png_stream.open_images(tmp_path / "a.npy").batches(20))
+    np.savez_compressed(tmp_path / "b.npz", np.zeros((50, 32, 32, 3), np.uint8))
+    data, refused = (tmp_path / "b.npz").read_bytes(), 0
+    for place in range(60, len(data) - 120):  # whatever zlib and zipfile make of it
+        (tmp_path / "b.npz").write_bytes(data[:place] + bytes([data[place] ^ 255]) + data[place + 1:])
+        try:
+            list(png_stream.open_images(tmp_path / "b.npz").batches(20))
+        except UserError:
+            refused += 1
+    assert refused > 50
     (tmp_path / "a.npz").write_bytes(b"PK")
     with pytest.raises(UserError, match="no readable array file"):
         png_stream.open_images(tmp_path / "a.npz")

@@ -154,6 +154,13 @@ def test_auto_takes_the_faster_way(tmp_path, monkeypatch):
     assert not together.pays(shared, [0, 1], lines.append)
     assert "do not fit" in lines[-1]
 
+    def refused(shared, state, over_seeds):
+        raise jax.errors.JaxRuntimeError("INTERNAL: no algorithm worked!\nmore")
+
+    monkeypatch.setattr(together, "step_seconds", refused)
+    assert not together.pays(shared, [0, 1], lines.append)
+    assert lines[-1] == "one by one: 2 seeds at once failed: INTERNAL: no algorithm worked!"
+
 
 def test_a_seed_that_diverges_is_named_and_the_others_are_saved(one_by_one, tmp_path, monkeypatch):
     poison_seed_one(monkeypatch)

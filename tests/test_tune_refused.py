@@ -22,6 +22,17 @@ def test_a_model_that_is_refused_is_not_tried_again(tmp_path, monkeypatch):
         run(tmp_path / "all", config=recipe(max_params=20))
 
 
+def test_a_pattern_that_fits_no_parameter_of_a_model_is_refused(tmp_path, monkeypatch):
+    pretend(monkeypatch)
+    space = RATES | {"optimizer.decay_exclude": Choice("bias$", "^bn1/")}
+    content, _ = run(tmp_path, search(space), trials=6)
+    for record in content["trials"]:
+        wrong = record["params"]["optimizer.decay_exclude"] == "^bn1/"
+        assert record["kind"] == ("refused" if wrong else "complete")
+        assert not wrong or "matches no parameter" in record["reason"]
+    assert len(set(kinds(content))) == 2
+
+
 def test_a_search_whose_trials_are_all_refused_is_an_error_however_short(tmp_path):
     for _ in range(2):  # and again where no trial is left to take
         with pytest.raises(UserError, match="^the one trial was refused.*max_params.*--workdir$"):

@@ -22,7 +22,7 @@ from jaxcifar.logs import Stopwatch
 
 _MODULES = {"jaxcifar": "jax_contender", "jaxcifar_bf16": "jax_contender",
             "torch_eager": "torch_contender", "torch_best": "torch_best"}
-_MOST_STEPS = 1000
+_MOST_STEPS = 50_000
 
 
 class Meter:

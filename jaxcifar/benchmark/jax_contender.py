@@ -59,12 +59,13 @@ class Contender:
         return images
 
     def _evaluate(self, batches, start):
-        count = min(batches * self._config.eval_batch_size, self._task.num_train, 10_000)
-        if not self._on_cpu:
-            count = min(10_000, self._task.num_train)
+        wanted, count = batches * self._config.eval_batch_size, min(self._task.num_train, 10_000)
+        passes = 1 if self._on_cpu else -(-wanted // count)  # of all images, in one program each
+        count = min(wanted, count) if self._on_cpu else count
         start()
-        self._programs.evaluate(self._live, self._data, (0, count))
-        return count
+        for _ in range(passes):
+            self._programs.evaluate(self._live, self._data, (0, count))
+        return passes * count
 
     def _augment(self, batches, start):
         permutation = self._programs.permutation(self._live)

@@ -134,15 +134,16 @@ class Best(torch_contender.Common):
         self._loss = loss.detach().clone()
 
     def _batches(self, batches):
-        """Yield (augmented uint8 images, labels) of a new order, augmented in chunks."""
+        """Yield (augmented uint8 images, labels), each epoch in a new order, augmented in chunks."""
         torch, size = self._torch, self._work["batch"]
-        batches = min(batches, len(self._labels) // size)
-        chunk = min(_CHUNK[self.device.type], batches)
-        order = torch.randperm(len(self._labels), device=self.device)
-        for first in range(0, batches, chunk):
-            index = order[first * size:(first + chunk) * size]
-            images, labels = self._augment(self._images[index]), self._labels[index]
-            yield from zip(images.split(size), labels.split(size), strict=True)
+        full = len(self._labels) // size
+        chunk = min(_CHUNK[self.device.type], full, batches)
+        for begun in range(0, batches, full):
+            order = torch.randperm(len(self._labels), device=self.device)
+            for first in range(0, min(full, batches - begun), chunk):
+                index = order[first * size:min(first + chunk, full) * size]
+                images, labels = self._augment(self._images[index]), self._labels[index]
+                yield from zip(images.split(size), labels.split(size), strict=True)
 
     def _train(self, batches, start):
         self._model.train()
@@ -166,13 +167,14 @@ class Best(torch_contender.Common):
         size = self._eval_batch
         count = self._count if self._cuda else min(self._count, batches * size)
         count = count // size * size  # whole batches only: another shape would compile again
-        correct = 0
+        passes, correct = -(-batches * size // count) if self._cuda else 1, 0
         start()
         with self._torch.no_grad(), self._amp():
-            for x, labels in zip(self._images[:count].split(size),
-                                 self._labels[:count].split(size), strict=True):
-                correct = correct + self._network(self._input(x)).argmax(1).eq(labels).sum()
-        return count
+            for _ in range(passes):
+                for x, labels in zip(self._images[:count].split(size),
+                                     self._labels[:count].split(size), strict=True):
+                    correct = correct + self._network(self._input(x)).argmax(1).eq(labels).sum()
+        return passes * count
 
 
 def prepare(work):

@@ -10,6 +10,7 @@ import resource
 import sys
 
 from jaxcifar.benchmark import inputs, torch_augment, torch_data, torch_twins
+from jaxcifar.errors import UserError
 
 
 def optimizer(work, model, fused):
@@ -28,8 +29,9 @@ class Common:
         model = torch_twins.build(work["model"], inputs.NUM_CLASSES)
         import torch
         self._torch, self._work = torch, work
-        cuda = torch.cuda.is_available() and not work["on_cpu"]
-        self.device = torch.device("cuda" if cuda else "cpu")
+        if not work["on_cpu"] and not torch.cuda.is_available():
+            raise UserError(f"PyTorch {torch.__version__} sees no CUDA device, where JAX uses one")
+        self.device = torch.device("cpu" if work["on_cpu"] else "cuda")
         if work["threads"]:
             torch.set_num_threads(work["threads"])
         torch.manual_seed(0)
@@ -100,9 +102,12 @@ class Eager(Common):
     def __init__(self, work):
         """Prepare network and data."""
         super().__init__(work)
+        torch = self._torch
         self._optimizer = optimizer(work, self._model, fused=False)
-        self._criterion = self._torch.nn.CrossEntropyLoss()
-        self.variant = f"eager float32 NCHW, {torch_data.source()} in DataLoader"
+        self._criterion = torch.nn.CrossEntropyLoss()
+        exact = self.device.type == "cuda" and not torch.backends.cuda.matmul.allow_tf32
+        self.variant = (f"eager float32{' (TF32 in convolutions only)' * exact} NCHW, "
+                        f"{torch_data.source()} in DataLoader")
         self.kinds = self._choose({"step": self._steps, "epoch": self._epoch,
                                    "eval": self._evaluate, "augment": self._load})
 

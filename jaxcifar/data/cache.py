@@ -18,7 +18,8 @@ from absl import logging
 
 from jaxcifar.data.folders import dataset_lock, temporary_directory
 from jaxcifar.data.specs import IMAGE_SHAPE, SPLITS, DataError, DatasetSpec, SplitArrays
-from jaxcifar.data.specs import one_line, verify_labels
+from jaxcifar.data.specs import verify_labels
+from jaxcifar.errors import first_line
 
 CACHE_FOLDER = "jaxcifar_cache"
 _FORMAT = 1  # count up when the layout or the order of the examples changes
@@ -43,7 +44,7 @@ def read(spec: DatasetSpec, folder: pathlib.Path, root: pathlib.Path):
     try:
         return {split: _read_split(spec, split, path) for split in SPLITS}
     except (OSError, ValueError, EOFError, DataError) as error:
-        logging.warning("%s: damaged decoded cache (%s); making it again", path, one_line(error))
+        logging.warning("%s: damaged decoded cache (%s); making it again", path, first_line(error))
         shutil.rmtree(path, ignore_errors=True)
         return None
 

@@ -7,7 +7,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from jaxcifar.data.specs import IMAGE_SHAPE, SPLITS, DataError, DatasetSpec, SplitArrays
-from jaxcifar.data.specs import one_line
+from jaxcifar.errors import first_line
 from jaxcifar.errors import unknown
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp"}
@@ -60,7 +60,7 @@ def _read_image(path):
             pixels = np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(
-            f"{path}: is no readable image ({one_line(error)}); replace the file"
+            f"{path}: is no readable image ({first_line(error)}); replace the file"
         ) from error
     if pixels.shape != IMAGE_SHAPE:
         height, width = pixels.shape[:2]

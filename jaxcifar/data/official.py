@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 
 from jaxcifar.data.specs import SPECS, SPLITS, Archive, DataError, DatasetSpec, SplitArrays
-from jaxcifar.data.specs import one_line
+from jaxcifar.errors import first_line
 
 _META_FILES = ("batches.meta", "meta", "batches.meta.txt", "fine_label_names.txt")
 _NAME_KEYS = ("label_names", "fine_label_names")
@@ -50,7 +50,7 @@ def read_archive(spec: DatasetSpec, path: pathlib.Path) -> dict[str, SplitArrays
                     contents[name] = tar.extractfile(member).read()
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(
-            f"{path}: damaged or truncated, or no tar archive ({one_line(error)}); download it "
+            f"{path}: damaged or truncated, or no tar archive ({first_line(error)}); download it "
             "again, or give the extracted folder"
         ) from error
     kind = _kind_of(spec, contents)
@@ -227,7 +227,7 @@ def _unpickle(data, origin):
         content = _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
     except Exception as error:  # damaged pickles raise nearly anything
         raise DataError(
-            f"{origin}: damaged or truncated ({one_line(error)}); extract the archive again"
+            f"{origin}: damaged or truncated ({first_line(error)}); extract the archive again"
         ) from error
     if not isinstance(content, dict):
         raise DataError(f"{origin}: holds a {type(content).__name__}, expected a dict; extract the "

@@ -23,7 +23,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from jaxcifar.data.specs import IMAGE_SHAPE, DataError, one_line
+from jaxcifar.data.specs import IMAGE_SHAPE, DataError
+from jaxcifar.errors import first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 ARRAY_SUFFIXES = (".npz", ".npy")
@@ -85,7 +86,11 @@ def read_image(path):
             if image.size != IMAGE_SHAPE[1::-1]:
                 raise DataError(f"{path}: {image.width}x{image.height} pixels, expected 32x32: "
                                 "resize it as the training images were")
-            return np.asarray(image if image.mode == "RGB" else _to_rgb(image, path))
+            if image.mode in ("RGB", *_ALPHA_MODES) and "16" in str(image.tile[0][3]):
+                raise DataError(f"{path}: 16 bits per channel, of which Pillow would drop half; save "
+                                "it as 8-bit RGB")
+            as_it_is = image.mode == "RGB" and "transparency" not in image.info
+            return np.asarray(image if as_it_is else _to_rgb(image, path))
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: is no readable PNG or JPEG ({_reason(error)}); replace the "
                         "file") from error
@@ -94,7 +99,7 @@ def read_image(path):
 def _reason(error):
     if isinstance(error, Image.UnidentifiedImageError):
         return "neither format begins so"
-    return getattr(error, "strerror", None) or one_line(error)
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _to_rgb(image, path):
@@ -210,8 +215,10 @@ def _array_batches(path, size):
 def _reading(path):
     try:
         yield
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: is no readable array file ({one_line(error)}); replace the "
+    except DataError:
+        raise
+    except Exception as error:  # whatever a damaged file makes zipfile, zlib and NumPy raise
+        raise DataError(f"{path}: is no readable array file ({first_line(error)}); replace the "
                         "file") from error
 
 

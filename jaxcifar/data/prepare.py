@@ -12,7 +12,8 @@ import numpy as np
 
 from jaxcifar.data import cache, download, folders, image_folder, official, shapes32, store
 from jaxcifar.data.specs import SPLITS, DataError, DatasetSpec, SplitArrays, get_spec
-from jaxcifar.data.specs import one_line, verify_split
+from jaxcifar.data.specs import verify_split
+from jaxcifar.errors import first_line
 
 _DOWNLOADS = "downloads"
 _IMAGE_FOLDERS = "train/<class>/ and test/<class>/ image folders"
@@ -125,7 +126,7 @@ def _publish(spec, splits, root, say):
         except Exception as error:  # array_record reports a full disk in types of its own
             if os.strerror(errno.ENOSPC) in str(error):
                 raise folders.os_error(OSError(errno.ENOSPC, ""), root, what) from error
-            raise DataError(f"{root}: {what} failed ({one_line(error)}); nothing was kept: "
+            raise DataError(f"{root}: {what} failed ({first_line(error)}); nothing was kept: "
                             "mend it and run again") from error
         for split in SPLITS:
             same = np.array_equal(stored[split].images, splits[split].images)

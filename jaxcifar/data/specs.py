@@ -21,11 +21,6 @@ class DataError(UserError):
     """Report data that is missing, damaged or not what its name says, in one line."""
 
 
-def one_line(error: BaseException) -> str:
-    """Return the first line of an exception's text, or its type's name where it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-
-
 @dataclasses.dataclass(frozen=True)
 class Archive:
     """Name one official archive: file name, md5 (hex), size in bytes, folder inside, version."""

@@ -27,10 +27,10 @@ from jaxcifar.data.specs import (
     DataError,
     DatasetSpec,
     SplitArrays,
-    one_line,
     verify_labels,
     verify_split,
 )
+from jaxcifar.errors import first_line
 
 
 def write(spec: DatasetSpec, splits: dict[str, SplitArrays], data_dir: os.PathLike) -> pathlib.Path:
@@ -62,7 +62,7 @@ def read(spec: DatasetSpec, folder: os.PathLike) -> dict[str, SplitArrays]:
         raise
     except Exception as error:  # TFDS raises many types for a damaged folder
         raise DataError(
-            f"{folder}: cannot be read as a prepared {spec.name} ({one_line(error)}); delete the "
+            f"{folder}: cannot be read as a prepared {spec.name} ({first_line(error)}); delete the "
             f"folder and run: python scripts/prepare_data.py --dataset {spec.name}"
         ) from error
     for split, arrays in splits.items():

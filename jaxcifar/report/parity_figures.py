@@ -232,7 +232,7 @@ def _draw_panel(axes, panel, results, colours):
     axes.grid(color="#e3e3e3", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, title="mean at the end (seeds)", title_fontsize=7, frameon=False, ncols=2,
-                loc="upper left", bbox_to_anchor=(0, -0.14))  # below, where no line is
+                alignment="left", loc="upper left", bbox_to_anchor=(0, -0.14))  # below the lines
 
 
 def _draw_reference(axes, name, metric, colour):

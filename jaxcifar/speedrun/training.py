@@ -96,6 +96,10 @@ def check(config):
     if not config.model.name.startswith("speedrun"):
         raise UserError(f"config.model.name = {config.model.name!r}: a speedrun starts by "
                         "whitening, which the models speedrun94 and speedrun96 are made for")
+    if config.num_devices != 1 or config.parallel not in ("auto", "jit"):
+        raise UserError(f"config.num_devices = {config.num_devices}, config.parallel = "
+                        f"{config.parallel!r}: a speedrun is one program on one device; set 1 and "
+                        "auto")
     if not config.eval_batch_size:
         raise UserError("config.eval_batch_size = 0: must be at least 1 in a speedrun")
     options = config.speedrun
