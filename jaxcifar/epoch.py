@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxcifar import metrics, steps, streams
+from jaxcifar.models import conv
 from jaxcifar.state import zero_sums
 from jaxcifar.steps import Batch
 
@@ -54,7 +55,8 @@ def over_seeds(function, seed_axes):
     """
     def of_all(*args, axis_name, num_devices):
         of_one = functools.partial(function, axis_name=axis_name, num_devices=num_devices)
-        return jax.vmap(of_one, in_axes=seed_axes)(*args)
+        with conv.seeds_apart():
+            return jax.vmap(of_one, in_axes=seed_axes)(*args)
 
     return of_all
 

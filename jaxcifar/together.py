@@ -6,9 +6,10 @@ ordinary run folder, which goes on here or there.
 
 When it pays. Per seed and step, 3 seeds at once over one alone, batch 128, 2 CPU cores, JAX 0.10:
 mlp_s 0.96 (1.07 with crop and flip), the same with hidden layers of 64 and 32 0.92, vit (depth 1)
-1.03, cnn3 1.9, a small resnet5m 1.8, with AutoAugment 2.5: convolutions with filters per seed
-become grouped ones, and the branches that AutoAugment skips are all computed. So on CPU "auto" is
-one by one; on an accelerator both ways are timed at the start.
+1.06, cnn3 and a small resnet5m 1.04, resnet18 1.02, the small one with AutoAugment 1.25, since the
+branches that AutoAugment skips are all computed. Every seed has convolutions of its own: as grouped
+ones they took 2.0 (cnn3, resnet5m). So on CPU "auto" is one by one; on an accelerator both ways are
+timed at the start.
 """
 
 import contextlib
@@ -154,8 +155,8 @@ def pays(shared, seeds, say):
         say("one by one: a frozen backbone's features are computed once, the rest is quick")
         return False
     if programs.runs_on_cpu(shared.devices):
-        say("one by one: on CPU together takes 0.92 to 1.07 times as long for MLPs and vit, 1.8 to "
-            "2.5 times for convolutions (--seeds_together=yes does it all the same)")
+        say("one by one: on CPU together takes 0.92 to 1.25 times as long (--seeds_together=yes does "
+            "it all the same)")
         return False
     states = [create_state(shared.task, seed).on_device() for seed in seeds]
     try:

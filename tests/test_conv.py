@@ -1,5 +1,7 @@
 """Every way of computing a convolution against the plain one: values and gradients."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -151,3 +153,30 @@ def test_the_cpus_forms_work_for_several_models_at_once(groups):
     together = jax.jit(jax.vmap(gradient))(x, w)
     for i in range(2):
         np.testing.assert_allclose(together[i], gradient(x[i], w[i]), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("groups", [1, 2, 16])
+@pytest.mark.parametrize("shared", [False, True])
+def test_several_seeds_have_convolutions_of_their_own(backend, groups, shared, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)  # by which the form is chosen
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 2, 6, 6, 16)).astype(np.float32)[0 if shared else slice(None)]
+    w = rng.normal(size=(3, 3, 3, 16 // groups, 32)).astype(np.float32)
+    dy = rng.normal(size=(3, 2, 6, 6, 32)).astype(np.float32)
+
+    def both(x, w, dy):
+        y, pullback = jax.vjp(
+            lambda x, w: conv.conv2d(x, w, padding=((1, 1), (1, 1)), groups=groups), x, w)
+        return y, *pullback(dy)
+
+    def together(x, w, dy):
+        with conv.seeds_apart():
+            return jax.vmap(both, in_axes=(None if shared else 0, 0, 0))(x, w, dy)
+
+    alone = [both(x if shared else x[i], w[i], dy[i]) for i in range(3)]
+    for actual, *expected in zip(jax.jit(together)(x, w, dy), *alone, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    counts = [int(n) for n in re.findall(r"feature_group_count=(\d+)",
+                                         str(jax.make_jaxpr(together)(x, w, dy)))]
+    assert max(counts, default=1) <= groups, counts  # none in the depthwise form on CPU

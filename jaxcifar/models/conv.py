@@ -13,6 +13,10 @@ by the backend. XLA's own forms serve accelerators. On CPU:
   own form takes 40 to 60 times as long.
 - Other groups are merged until a few dense convolutions remain, whose kernels are zero between the
   groups: more multiplications, in a form that XLA:CPU runs fast.
+
+Of several seeds at once (vmap over kernels and images) each has convolutions of its own, see
+`seeds_apart`: batched they would be grouped ones, and the gradient of the filters, on a GPU, a
+convolution whose window is the whole image, for which cuDNN has no fast kernel, if any.
 """
 
 import contextlib
@@ -31,16 +35,26 @@ DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 MERGED_WIDTH = 32  # channels, where a group has fewer
 _CACHED_BYTES = 2 << 20  # of the copies from which a gradient of filters is computed
 _PLAIN = contextvars.ContextVar("jaxcifar_plain_convolutions", default=False)
+_APART = contextvars.ContextVar("jaxcifar_seeds_apart", default=False)
 
 
 @contextlib.contextmanager
-def plain_convolutions():
-    """Take XLA's own form of every convolution that is traced within: to count its work, say."""
-    token = _PLAIN.set(True)
+def _set(variable):
+    token = variable.set(True)
     try:
         yield
     finally:
-        _PLAIN.reset(token)
+        variable.reset(token)
+
+
+def plain_convolutions():
+    """Take XLA's own form of every convolution that is traced in a `with` block: to count its work."""
+    return _set(_PLAIN)
+
+
+def seeds_apart():
+    """Compute what is traced in a `with` block and under jax.vmap with one convolution per example."""
+    return _set(_APART)
 
 
 def conv2d(x, kernel, *, stride=(1, 1), padding=((0, 0), (0, 0)), groups=1):
@@ -49,6 +63,11 @@ def conv2d(x, kernel, *, stride=(1, 1), padding=((0, 0), (0, 0)), groups=1):
     x: [N, H, W, C]; kernel: [kh, kw, C / groups, features], of x's dtype; stride: (rows, columns);
     padding: ((top, bottom), (left, right)) zeros. Returns [N, H', W', features] of x's dtype.
     """
+    form = _apart if _APART.get() else _form
+    return form(x, kernel, stride, padding, groups)
+
+
+def _form(x, kernel, stride, padding, groups):
     if _PLAIN.get() or jax.default_backend() != "cpu":
         return _plain(x, kernel, stride, padding, groups)
     if groups == 1:
@@ -57,6 +76,41 @@ def conv2d(x, kernel, *, stride=(1, 1), padding=((0, 0), (0, 0)), groups=1):
         x = jnp.repeat(x, kernel.shape[-1] // groups, axis=-1)  # each channel has so many filters
         return _depthwise(x, kernel, stride, padding)
     return _merged_groups(x, kernel, stride, padding, groups)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _apart(x, kernel, stride, padding, groups):
+    """Compute `_form` and its gradients one after the other where jax.vmap has several."""
+    return _one_by_one(
+        lambda x, kernel: _form(x, kernel, stride, padding, groups), x, kernel)
+
+
+def _apart_forward(x, kernel, stride, padding, groups):
+    return _apart(x, kernel, stride, padding, groups), (x, kernel)
+
+
+def _apart_backward(stride, padding, groups, residuals, dy):
+    def gradients(x, kernel, dy):
+        return jax.vjp(lambda x, kernel: _form(x, kernel, stride, padding, groups), x, kernel)[1](dy)
+
+    return _one_by_one(gradients, *residuals, dy)
+
+
+_apart.defvjp(_apart_forward, _apart_backward)
+
+
+def _one_by_one(function, *arrays):
+    """Return function(*arrays); under jax.vmap call it for each example, and stack what it returns."""
+    call = jax.custom_batching.custom_vmap(function)
+
+    @call.def_vmap
+    def _(count, batched, *arrays):
+        outputs = [call(*(a[i] if many else a for a, many in zip(arrays, batched, strict=True)))
+                   for i in range(count)]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+        return stacked, jax.tree.map(lambda _: True, stacked)
+
+    return call(*arrays)
 
 
 def _plain(x, kernel, stride, padding, groups=1):
