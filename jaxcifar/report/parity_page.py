@@ -22,7 +22,7 @@ _MEASURED = {
     "best_test_accuracy": "epoch of the best test accuracy"}
 _SOURCES = {"report": "", "log": ", by the authors' log",
             "recount": ", recounted"}
-_APART = 5.0  # points of deviation above which a mean says little: some seeds train, some do not
+_APART = 5.0  # deviation above which a mean says little: some seeds train, some do not
 _MARKS = {parity_judge.WITHIN: "yes", parity_judge.NOTED: "no: see below",
           parity_judge.OUTSIDE: "**NO**", parity_judge.STALE: "stale",
           parity_judge.NOT_JUDGED: "not judged"}
@@ -36,8 +36,8 @@ per row: every seed's values and curves, configuration hash, commit, versions, d
 `results/notes.csv`.
 
 - **Ours** is the mean over seeds +- the standard deviation (n - 1), then the number of seeds, and
-  the seeds themselves where they lie more than 5 points apart. A
-  parameter count is that of the network which the configuration builds; it needs no run.
+  their values where the deviation is above 5. A parameter count is that of the network which the
+  configuration builds; it needs no run.
 - **Limit** is the worst value that holds: accuracy of a run of 10 epochs or more 1.0 point below the
   published value (the lower end of a range), of a shorter run, whose accuracy still jumps from epoch to
   epoch, 10 points below; loss 10% or 0.05 above, of a shorter run 20% or 0.3, whichever is more;
