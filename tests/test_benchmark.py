@@ -290,6 +290,14 @@ def test_all_contenders_evaluate_batches_of_one_size(contender, monkeypatch):
     prepared.idle()
 
 
+def test_a_pytorch_without_the_gpu_that_jax_uses_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    entry = work.create("lenet", 8, ("step",), num_train=16)
+    asked = {**dataclasses.asdict(entry), "threads": 0, "on_cpu": False, "contender": "torch_eager"}
+    with pytest.raises(UserError, match="sees no CUDA device, where JAX uses one"):
+        torch_contender.prepare(asked)
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("resnet81", "did you mean 'resnet18'"), ("stop:lenet", "did you mean 'step'"),
     ("lenet@x", "batch size 'x'")])

@@ -132,11 +132,15 @@ def test_nothing_is_done_to_malloc_where_the_library_is_not_glibc(monkeypatch):
 def test_xla_is_told_once_what_a_gpu_shall_do_and_knows_it(field, value, flag, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--a=1")
     monkeypatch.setattr(host, "configure", lambda: False)
-    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    updated = {}
+    monkeypatch.setattr(jax.config, "update", updated.__setitem__)
     config = config_lib.default()
     config[field] = value
     for _ in range(2):
         train.configure_jax(config)
+    # Kernels that other runs found fastest are in caches of XLA's own, deterministic or not.
+    caches = updated.get("jax_persistent_cache_enable_xla_caches")
+    assert caches == ("" if config.deterministic else None)
     assert os.environ["XLA_FLAGS"] == " ".join(["--a=1"] + [flag] * (flag is not None))
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag or ""}
     started = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=environment,

@@ -321,6 +321,8 @@ def test_runs_are_summed_up(trained, dataset, monkeypatch, tmp_path):
     ({"augment": "flip"}, "a speedrun does not read it.*config.speedrun.translate"),
     ({"val_size": 20}, "val_size = 20: a speedrun does not read it, and it must be 0"),
     ({"seed": 3}, "--runs=N takes the seeds"),
+    ({"num_devices": 0}, "one program on one device; set 1 and auto"),
+    ({"parallel": "pmap"}, "one program on one device"),
 ])
 def test_what_is_no_speedrun_is_explained(change, message):
     config = small_config()
