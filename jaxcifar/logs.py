@@ -117,15 +117,16 @@ class RunLog:
             self._epoch_seconds = time.perf_counter() - self._epoch_start
         self.print(_epoch_text(row, epochs, self._epoch_seconds, note))
 
-    def progress(self, *, total_steps, epoch, epochs, batch_size):
+    def progress(self, *, total_steps, epoch, epochs, batch_size, first_step=0):
         """Return one epoch's bar, a context manager whose `update(steps, metrics)` follows steps.
 
-        batch_size: the global one; images per second are counted with it. Without a terminal there
-        is no bar and `metrics` is never evaluated.
+        batch_size: the global one; images per second are counted with it. first_step: of an epoch
+        that was interrupted, how many were taken before. Without a terminal there is no bar and
+        `metrics` is never evaluated.
         """
         self._epoch_start = time.perf_counter()
         return Progress(self._stream if self._terminal else None, total_steps=total_steps,
-                        epoch=epoch, epochs=epochs, batch_size=batch_size,
+                        epoch=epoch, epochs=epochs, batch_size=batch_size, first_step=first_step,
                         epoch_seconds=self._epoch_seconds)
 
     def meanwhile(self, what, function, *args):
@@ -153,19 +154,19 @@ class RunLog:
 class Progress:
     """One epoch's bar: loss, accuracy, images per second, time left to the end of the run."""
 
-    def __init__(self, stream, *, total_steps, epoch, epochs, batch_size, epoch_seconds):
+    def __init__(self, stream, *, total_steps, epoch, epochs, batch_size, first_step, epoch_seconds):
         """Prepare the bar; `stream` None: no bar. epoch_seconds: of the last epoch, or None."""
         self._stream, self._total, self._batch_size = stream, total_steps, batch_size
         self._epoch, self._epochs, self._epoch_seconds = epoch, epochs, epoch_seconds
         self._bar = None
-        self._steps = 0
+        self._first, self._steps = first_step, 0  # steps before, and since, the start
 
     def __enter__(self):
         if self._stream is not None:
             from tqdm import tqdm
             self._start = self._shown = time.perf_counter()
             self._bar = tqdm(
-                total=self._total, file=self._stream, leave=False, mininterval=0,
+                total=self._total, initial=self._first, file=self._stream, leave=False, mininterval=0,
                 ncols=min(shutil.get_terminal_size().columns, 110),
                 desc=f"epoch {self._epoch}/{self._epochs}",
                 bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}")
@@ -193,14 +194,14 @@ class Progress:
         parts.append(f"{self._steps * self._batch_size / seconds:,.0f} images/s")
         parts.append(f"ETA {self._time_left(now, seconds / self._steps)}")
         self._bar.set_postfix_str("  ".join(parts), refresh=False)
-        self._bar.update(self._steps - self._bar.n)
+        self._bar.update(self._first + self._steps - self._bar.n)
 
     def _time_left(self, now, step_seconds):
         """h:mm:ss left of the run: by the last epoch's time or, in the first, by the speed."""
         epochs_left = self._epochs - self._epoch + 1
         if self._epoch_seconds is not None:
             return _duration(self._epoch_seconds * epochs_left - (now - self._start))
-        return _duration(step_seconds * (self._total * epochs_left - self._steps))
+        return _duration(step_seconds * (self._total * epochs_left - self._first - self._steps))
 
 
 class Stopwatch:

@@ -268,8 +268,9 @@ def _train_epoch(group, together, width, shared, stop):
     config, lap, first = shared.task.config, logs.Stopwatch(), group[0]
     first_step = first.first_step
     with first.run.log.progress(
-            total_steps=shared.task.steps_per_epoch, epoch=int(first.state.epoch) + 1,
-            epochs=config.epochs, batch_size=len(group) * config.batch_size) as bar:
+            total_steps=shared.task.steps_per_epoch, first_step=first_step,
+            epoch=int(first.state.epoch) + 1, epochs=config.epochs,
+            batch_size=len(group) * config.batch_size) as bar:
         live, signum = train.train_epoch(together, _stacked(group, width), shared.train_data,
                                          first_step, bar, stop)
     for member, own in zip(group, unstack(live, len(group)), strict=True):

@@ -88,8 +88,9 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None, cache=None, after_epoch
     while epoch < config.epochs and not selection.should_stop(state.history, epoch, config):
         lap = logs.Stopwatch()
         first_step = int(state.step) - epoch * task.steps_per_epoch
-        with run.log.progress(total_steps=task.steps_per_epoch, epoch=epoch + 1,
-                              epochs=config.epochs, batch_size=config.batch_size) as bar:
+        with run.log.progress(total_steps=task.steps_per_epoch, first_step=first_step,
+                              epoch=epoch + 1, epochs=config.epochs,
+                              batch_size=config.batch_size) as bar:
             live, signum = train_epoch(programs, live, train_data, first_step, bar, stop)
         check_finite(run, programs, live)
         if signum:

@@ -239,6 +239,17 @@ def test_eta_in_later_epochs_includes_what_follows_the_steps(tmp_path, clock):
     assert "ETA 0:03:00" in stream.getvalue()  # two epochs of 100 s, 20 s of the first gone
 
 
+def test_an_interrupted_epoch_goes_on_where_it_was(tmp_path, clock):
+    stream = Terminal()
+    log = start(tmp_path, stream=stream)
+    with log.progress(total_steps=4, first_step=3, epoch=1, epochs=3, batch_size=64) as bar:
+        clock.seconds += 10
+        bar.update(1)
+    assert "4/4" in stream.getvalue() and "ETA 0:01:20" in stream.getvalue()  # 8 more steps
+    log.epoch(row(1) | {"resumed_at": 3}, epochs=3)  # 10 s are not an epoch's time
+    assert "ETA" not in stream.getvalue().splitlines()[-1]
+
+
 def read_all(descriptor):
     os.set_blocking(descriptor, False)
     parts = []

@@ -118,9 +118,10 @@ LEGEND = """\
 images/s: median of the repeats; x: our speed over PyTorch's eager and best, median over the turns;
 cpu x: on CPU, the same by CPU time of all threads (steadier on a shared machine; with --threads=1
 no time is lost in threads that wait); compile s: the first call less a warm one, and what was
-compiled before it, which a cache may have shortened where the row says "caches"; MB: peak memory;
-MMACs: millions of multiply-adds of one forward pass; peak %: of the speed of a large matrix
-product, a training image being three forward passes, less the first layer's gradient of images."""
+compiled before it, which a cache may have shortened where the row says "caches"; MB: peak memory
+(of a GPU, ours with what XLA takes to try kernels, unless a cache has them); MMACs: millions of
+multiply-adds of one forward pass; peak %: of the speed of a large matrix product, a training image
+being three forward passes, less the first layer's gradient of images."""
 _COLUMNS = (("work", 24), ("contender", 13), ("images/s", 10), ("x eager", 8), ("x best", 7),
             ("cpu x eager", 12), ("cpu x best", 11), ("compile s", 9), ("host MB", 8),
             ("device MB", 10), ("MMACs", 8), ("peak %", 7))
