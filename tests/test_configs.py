@@ -69,7 +69,8 @@ def test_a_configuration_is_valid(spec):
     config_lib.validate(config)
     small = config.copy_and_resolve_references()  # all but the network, which the next test builds
     small.model = config_lib.model("lenet")
-    small.trainable = small.lr_multipliers = ""
+    small.trainable = small.lr_multipliers = ""  # paths of that network
+    small.optimizer.decay_exclude = small.optimizer.muon_exclude = ""
     num_train = 50_000 - config.val_size
     task = create_task(small, num_train=num_train, num_classes=CLASSES[config.dataset])
     assert task.steps_per_epoch == (num_train // config.batch_size if config.drop_last
