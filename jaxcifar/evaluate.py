@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxcifar import config as config_lib
 from jaxcifar import command, environment, inference, metrics, run_folder
 from jaxcifar.data import specs
 from jaxcifar.report import plots

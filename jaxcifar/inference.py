@@ -30,9 +30,9 @@ class Trained:
     """One epoch of a run.
 
     config: the run's, with devices that this machine has. run_hash: config.config_hash of the run's
-    own. variables: numpy arrays. epoch, step:
-    int, how long the weights were trained. result: content of result.json, or None while the run is
-    not finished. description: which epoch this is and why, for a person.
+    own. variables: numpy arrays. epoch, step: int, how long the weights were trained. result:
+    content of result.json, or None while the run is not finished. description: which epoch this is
+    and why, for a person.
     """
 
     workdir: pathlib.Path

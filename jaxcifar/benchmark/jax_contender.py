@@ -59,9 +59,9 @@ class Contender:
         return images
 
     def _evaluate(self, batches, start):
-        wanted, count = batches * self._config.eval_batch_size, min(self._task.num_train, 10_000)
-        passes = 1 if self._on_cpu else -(-wanted // count)  # of all images, in one program each
-        count = min(wanted, count) if self._on_cpu else count
+        wanted, whole = batches * self._config.eval_batch_size, min(self._task.num_train, 10_000)
+        # Elsewhere than on CPU one program evaluates all images.
+        count, passes = (min(wanted, whole), 1) if self._on_cpu else (whole, -(-wanted // whole))
         start()
         for _ in range(passes):
             self._programs.evaluate(self._live, self._data, (0, count))

@@ -112,15 +112,20 @@ def holds(number, ours, epochs):
         if number.approximate:
             return math.floor(ours / 1e5 + 0.5) == round(number.value / 1e5)
         return ours == number.value
-    worst = limit(number, epochs)
-    if worst is not None and untrained(number) and ours > 2 * number.value - worst + _ROUNDING:
+    worst, best = limit(number, epochs), best_limit(number, epochs)
+    if best is not None and ours > best + _ROUNDING:
         return False
     return None if worst is None else _reaches(number, ours, worst)
 
 
-def untrained(number):
-    """Return whether a published number says that its network does no better than guessing."""
-    return number.metric.endswith("_accuracy") and number.value == _GUESSING
+def best_limit(number, epochs):
+    """Return the best value that still holds a number, as far above it as `limit` is below, or None.
+
+    None but for an accuracy which says that a network does no better than guessing.
+    """
+    if number.metric.endswith("_accuracy") and number.value == _GUESSING:
+        return 2 * number.value - limit(number, epochs)
+    return None
 
 
 def _reaches(number, ours, worst):

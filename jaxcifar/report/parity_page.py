@@ -230,12 +230,10 @@ def _command(row, known, results):
 
 
 def _limit(verdict):
-    """Return the worst value that holds, "" where none is judged or the count must be equal."""
-    worst = parity_judge.limit(verdict.number, verdict.epochs)
-    if worst is None:
-        return ""
-    upper = f"-{2 * verdict.number.value - worst:.2f}" * parity_judge.untrained(verdict.number)
-    return f"{worst:.{_digits(verdict.number)}f}{upper}"
+    """Return the limits between which a value holds, "" where none is judged or it must be equal."""
+    limits = [judge(verdict.number, verdict.epochs)
+              for judge in (parity_judge.limit, parity_judge.best_limit)]
+    return "-".join(f"{value:.{_digits(verdict.number)}f}" for value in limits if value is not None)
 
 
 def _figures(report, results):

@@ -61,9 +61,10 @@ def run(jobs, root, *, platform="cpu", slots=1, device_bytes=None, budget_second
 
     root: folder to run in (that of configs/). platform: "cpu" or "gpu". device_bytes: memory of the
     device; the jobs that run side by side take no more together (a single one always runs); None:
-    not looked at. Once two were refused with one message no more are started. budget_seconds: after them every process gets SIGTERM and saves its state; 0: no limit. stop: a
-    threading.Event that asks for the same at once. finished: called with every job whose process
-    ended well. command: job -> argument list. Each job's output goes to parity.log in its folder.
+    not looked at. budget_seconds: after them every process gets SIGTERM and saves its state; 0: no
+    limit. stop: a threading.Event that asks for the same at once. finished: called with every job
+    whose process ended well. command: job -> argument list. Each job's output goes to parity.log in
+    its folder. Once two were refused with one message, no more are started.
     """
     stop, watch, outcome = stop or threading.Event(), Stopwatch(), Outcome()
     waiting, running = list(jobs), []
@@ -77,8 +78,9 @@ def run(jobs, root, *, platform="cpu", slots=1, device_bytes=None, budget_second
                 outcome.left.append(job)
             else:
                 running.append((job, process))
+        failed = len(outcome.failed)
         running = _reap(running, outcome, finished, say)
-        if waiting and _refused_alike(outcome.failed):
+        if waiting and len(outcome.failed) > failed and _refused_alike(outcome.failed):
             say(f"two runs were refused for the same reason: {len(waiting)} more not started")
             outcome.left, waiting = outcome.left + waiting, []
         stop.wait(_POLL_SECONDS)
