@@ -256,6 +256,8 @@ def validate(config):
     for field in ("min_epochs", "window"):
         _require(config.early_stopping[field] >= 0, f"early_stopping.{field}",
                  config.early_stopping[field], "0 or more")
+    _require(config.early_stopping.window != 1, "early_stopping.window", 1,
+             "0 (off) or at least 2: an epoch is always the best of itself")
     for field in ("seed", "split_seed"):
         _require(config[field] < 2**32, field, config[field], "below 2**32")
     for field in ("mean", "std"):

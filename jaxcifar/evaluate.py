@@ -37,7 +37,7 @@ def evaluate(workdir, *, split="test", checkpoint="selected", flip=False, out=No
       (no label smoothing). Raises UserError.
     """
     trained = inference.load(workdir, checkpoint)
-    out = inference.check_target(trained.workdir / "evaluation.json" if out is None else out)
+    out = run_folder.check_target(trained.workdir / "evaluation.json" if out is None else out)
     say(trained.description)
     images, labels = inference.split_arrays(trained, split)
     sums, matrix = measure(trained, images, labels, flip)

@@ -12,8 +12,9 @@ import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from jaxcifar import augment, epoch, partition
+from jaxcifar import augment, epoch, models, partition
 from jaxcifar.config import IMAGE_SHAPE
 from jaxcifar.models import layers
 
@@ -73,12 +74,11 @@ def obstacle(task):
     if task.augment.is_random:
         return "the augmentation is random"
     variables, features, is_random = _backbone(task)
-    head = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False, part="head"),
-                          features)
-    trained = _paths(partition.split(variables["params"], config.trainable)[0])
-    if not trained <= _paths(head["params"]):
+    head = models.shapes(model, features.shape[1:], part="head")
+    trained, _ = partition.split(variables["params"], config.trainable)
+    if not flatten_dict(trained).keys() <= flatten_dict(head["params"]).keys():
         return "more than the last layer is trained"
-    norms = {path[:-1] for path in _paths(variables.get("batch_stats", {}))}
+    norms = {path[:-1] for path in flatten_dict(variables.get("batch_stats", {}))}
     if not norms <= task.frozen_norms:
         return "frozen BatchNorms use batch statistics (config.frozen_batch_norm)"
     return "the backbone has dropout or stochastic depth" if is_random else ""
@@ -87,8 +87,7 @@ def obstacle(task):
 def _backbone(task):
     """Return the shapes of the variables and of the features, and whether training needs dropout keys."""
     images = jax.ShapeDtypeStruct((1, *task.augment.output_shape(IMAGE_SHAPE)), jnp.float32)
-    variables = jax.eval_shape(
-        lambda x: task.model.init(jax.random.key(0), x, train=False), images)
+    variables = models.shapes(task.model, images.shape[1:])
 
     def features(train):
         with layers.batch_context(frozen_norms=task.frozen_norms):
@@ -100,10 +99,6 @@ def _backbone(task):
     except flax.errors.InvalidRngError:
         return variables, features(train=False), True
     return variables, features(train=False), False
-
-
-def _paths(tree):
-    return {tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _as_they_are(features, labels, keys, batch_key, *, axis_name=None, mask=None):

@@ -17,14 +17,13 @@ import functools
 import math
 import os
 import re
-import sys
 
 import jax
 import numpy as np
 from absl import app, flags
 from jax.experimental import topologies
 
-from jaxcifar import epoch, logs, trace, train
+from jaxcifar import command, epoch, logs, trace, train
 from jaxcifar import main as main_lib
 from jaxcifar.data import specs
 from jaxcifar.errors import UserError
@@ -126,7 +125,7 @@ def _speedrun(config):
 
 
 def _data(config):
-    spec = specs.SPECS[config.dataset]
+    spec = specs.get_spec(config.dataset)
     count = spec.count("train") - config.val_size
     return {"images": np.empty((count, *specs.IMAGE_SHAPE), np.uint8),
             "labels": np.empty(count, np.int32)}, spec.num_classes
@@ -169,17 +168,17 @@ def main(argv):
     """Compile what the flags say and print the table; return the exit code."""
     del argv
     config = flags.FLAGS.config
-    try:
-        main_lib.refuse_flags_of_a_run("here, where nothing is trained")
-        (training.check if config.speedrun.epochs else train.check)(config)
-        configure()
-        jax.config.update("jax_default_matmul_precision",
-                          None if config.precision == "default" else config.precision)
-        watch = logs.Stopwatch()
-        program = compiled(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return _print(config) if flags.FLAGS.traceback else command.run(lambda: _print(config))
+
+
+def _print(config):
+    main_lib.refuse_flags_of_a_run("here, where nothing is trained")
+    (training.check if config.speedrun.epochs else train.check)(config)
+    configure()
+    jax.config.update("jax_default_matmul_precision",
+                      None if config.precision == "default" else config.precision)
+    watch = logs.Stopwatch()
+    program = compiled(config)
     text, memory = program.as_text(), program.memory_analysis()
     print(f"a training step of {config.model.name}, {config.batch_size} images, {config.dtype}, as "
           f"JAX {jax.__version__} compiles it for an NVIDIA H200 (in {watch.seconds():.0f} s)\n")
@@ -189,7 +188,6 @@ def main(argv):
     if _OUT.value:
         with open(_OUT.value, "w", encoding="utf-8") as file:
             file.write(text)
-    return 0
 
 
 if __name__ == "__main__":

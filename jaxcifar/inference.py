@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -238,23 +237,6 @@ def _restore(checkpoints, step, template, folder):
         raise UserError(f"the checkpoint {folder / str(step)} cannot be read "
                         f"({errors.first_line(error)}): put back an intact copy, or use "
                         "--checkpoint=last") from error
-
-
-def check_target(path):
-    """Return `path` as a Path, once it is clear that a file can be written there.
-
-    Found out before the work, not after it. Raises UserError: no such folder, a folder of that
-    name, or no right to write.
-    """
-    path = pathlib.Path(path)
-    if not path.parent.is_dir():
-        raise UserError(f"cannot write {path}: there is no folder {path.parent}; create it first")
-    if path.is_dir():
-        raise UserError(f"cannot write {path}: it is a folder; add a file name")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"cannot write {path}: the folder {path.parent} is not writable; choose "
-                        "another")
-    return path
 
 
 class Parser(command.Parser):

@@ -14,6 +14,7 @@ import urllib.request
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from jaxcifar import convert, models, torch_weights, weight_files
 from jaxcifar.errors import UserError, unknown
@@ -65,12 +66,9 @@ def classifier_keys(name, num_classes, image_size, options):
     """Return the state_dict keys of a model whose shapes depend on the number of classes."""
     shapes = []
     for count in (num_classes, num_classes + 1):
-        model = models.create(name, count, **options)
-        images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.float32)
-        variables = jax.eval_shape(lambda x, m=model: m.init(jax.random.key(0), x, train=False),
-                                   images)
-        shapes.append({torch_weights.torch_key(tuple(key.key for key in path)): leaf.shape
-                       for path, leaf in jax.tree_util.tree_leaves_with_path(variables)})
+        variables = models.shapes(models.create(name, count, **options), (image_size, image_size, 3))
+        shapes.append({torch_weights.torch_key(path): leaf.shape
+                       for path, leaf in flatten_dict(variables).items()})
     return {key for key, shape in shapes[0].items() if shape != shapes[1][key]}
 
 
@@ -133,8 +131,10 @@ def _download(address, path):
         with urllib.request.urlopen(address, timeout=_TIMEOUT_S) as reply, part.open("wb") as file:
             while block := reply.read(_BLOCK):
                 file.write(block)
-    except (OSError, http.client.HTTPException) as error:  # URLError and timeouts too
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if not isinstance(error, (OSError, http.client.HTTPException)):  # URLError is an OSError
+            raise
         reason = getattr(error, "reason", None) or error
         raise UserError(f"cannot download {path.name} ({reason}): {advice}") from error
     if not _is_whole(part, path.name):

@@ -35,7 +35,7 @@ class RunLog:
 
         primary: False in every process but the first: nothing is written or printed.
         resume_epoch: the first epoch that will be trained now; rows of it and of later epochs, left
-        by the interrupted start, are dropped. None starts afresh: no row, no result.json is kept.
+        by the interrupted start, are dropped. None starts afresh: no row is kept.
         tensorboard: write event files. stream: for lines and the bar; sys.stdout if None.
         progress: show a bar where `stream` is a terminal.
         Raises UserError if `workdir` cannot be written.
@@ -176,19 +176,17 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, steps, metrics=None):
+    def update(self, steps, metrics):
         """Count `steps` more steps as done, and redraw the bar if half a second has passed.
 
-        metrics: a mapping with "loss" and "accuracy" (percent), or a callable that returns one; it
-        is called only when the bar is redrawn, since reading a value waits for the device.
+        metrics: a callable that returns {"loss", "accuracy" (percent)}; it is called only when the
+        bar is redrawn, since reading a value waits for the device.
         """
         self._steps += steps
         if self._bar is None or time.perf_counter() - self._shown < _REFRESH_SECONDS:
             return
-        values = (metrics() if callable(metrics) else metrics) or {}
-        templates = {"loss": "loss {:.4f}", "accuracy": "acc {:.2f}%"}
-        parts = [template.format(float(values[key])) for key, template in templates.items()
-                 if key in values]
+        values = metrics()
+        parts = [f"loss {float(values['loss']):.4f}", f"acc {float(values['accuracy']):.2f}%"]
         now = self._shown = time.perf_counter()
         seconds = now - self._start  # programs are compiled before the epoch
         parts.append(f"{self._steps * self._batch_size / seconds:,.0f} images/s")

@@ -61,6 +61,7 @@ class StopOnSignal:
 
 def parse(argv):
     """Parse the flags; a mistake in them ends the program with one line and exit code 2."""
+    _expand_home(argv)
     try:
         written = _read_config_file(argv)
         overrides.check(argv)
@@ -68,7 +69,6 @@ def parse(argv):
         if len(rest) > 1:
             raise errors.UserError(f"unexpected argument {rest[1]!r}: a flag starts with --")
         _check_flags_together(argv)
-        _expand_home()
         if _LIST.value:
             _list_variants(config_argument(argv).partition(":")[0])
         if dropped := overrides.settle(_CONFIG.value, written, argv):
@@ -132,6 +132,9 @@ def _read_config_file(argv):
     """Return the configuration that --config names, before any field is changed; None for --help."""
     if any(word.lstrip("-") in ("help", "h", "helpfull", "helpshort") for word in argv):
         return None
+    if len(given := _config_arguments(argv)) > 1:
+        raise errors.UserError(f"--config is given {len(given)} times ({', '.join(given)}): a run has "
+                               "one configuration file")
     value = config_argument(argv)
     if not value:
         known = overrides.files()
@@ -160,12 +163,12 @@ def _names():
     return [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
 
 
-def _expand_home():
-    """Put the home folder for "~" at the start of flags: the shell does not, after a "="."""
-    for name in flags.FLAGS:
-        value = flags.FLAGS[name].value
-        if isinstance(value, str) and value.startswith("~"):
-            flags.FLAGS[name].value = os.path.expanduser(value)
+def _expand_home(argv):
+    """Put the home folder for "~" at the start of values in argv: the shell does not, after a "="."""
+    for i, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        if flag.startswith("-") and value.startswith("~"):
+            argv[i] = flag + equals + os.path.expanduser(value)
 
 
 def _list_variants(path):
@@ -180,11 +183,16 @@ def _list_variants(path):
 
 def config_argument(argv):
     """Return the value of --config in argv, or ""."""
+    return next(iter(_config_arguments(argv)), "")
+
+
+def _config_arguments(argv):
+    found = []
     for i, word in enumerate(argv):
         name, _, value = word.lstrip("-").partition("=")
         if name == "config" and word.startswith("-"):
-            return value or "".join(argv[i + 1:i + 2])
-    return ""
+            found.append(value or "".join(argv[i + 1:i + 2]))
+    return found
 
 
 def exit_with(message, code, prefix="error: "):

@@ -1,5 +1,6 @@
 """The flag --config=FILE[:VARIANT], and the fields that --config.FIELD=VALUE overrides."""
 
+import contextlib
 import inspect
 import pathlib
 import re
@@ -43,21 +44,28 @@ def read(specification):
     path, colon, variant = specification.partition(":")
     if not pathlib.Path(path).is_file():
         raise UserError(unknown("configuration file", path, files()))
-    try:
+    with explaining(path):
         get_config = runpy.run_path(path).get("get_config")
         if get_config is None:
             raise UserError(f"{path} defines no function get_config() that returns the configuration")
         if colon and not inspect.signature(get_config).parameters:
             raise UserError(f"{path} has no variants: leave out ':{variant}'")
         config = get_config(variant) if colon else get_config()
-    except UserError:
-        raise
-    except Exception as error:  # whatever the file does
-        raise UserError(_place(error, path) + _explained(error)) from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() returned {config!r:.60}, no configuration: start from "
                         "jaxcifar.config.default() and return it")
     return config
+
+
+@contextlib.contextmanager
+def explaining(path):
+    """Turn what a configuration file raises in the `with` block into a UserError with its line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever the file does
+        raise UserError(_place(error, path) + _explained(error)) from error
 
 
 def check(argv):

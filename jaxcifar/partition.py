@@ -6,6 +6,7 @@ A path is "a/b/c", as in `config.optimizer.decay_exclude`: "layer4.1/conv2/kerne
 import re
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcifar.errors import UserError
 
@@ -32,19 +33,14 @@ def split(params, trainable):
         return params, {}
     search = pattern(trainable, "config.trainable").search
     trained, frozen = {}, {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        _insert(trained if search(path_name(path)) else frozen, [key.key for key in path], leaf)
-    return trained, frozen
+    for path, leaf in flatten_dict(params).items():
+        (trained if search("/".join(path)) else frozen)[path] = leaf
+    return unflatten_dict(trained), unflatten_dict(frozen)
 
 
 def merge(one, other):
     """Return the nested dict that `split` took apart."""
-    if not other:
-        return one
-    merged = dict(one)
-    for key, value in other.items():
-        merged[key] = merge(merged[key], value) if key in merged else value
-    return merged
+    return unflatten_dict(flatten_dict(one) | flatten_dict(other)) if other else one
 
 
 def check_trainable(params, trainable):
@@ -93,9 +89,3 @@ def factors(params, pairs):
             raise UserError(f"config.lr_multipliers: {search.pattern!r} matches no trained parameter "
                             "that an earlier pattern left over")
     return tree
-
-
-def _insert(tree, path, value):
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = value

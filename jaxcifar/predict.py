@@ -41,7 +41,7 @@ def predict(workdir, images, out, *, format="kaggle", checkpoint="selected", fli
     """
     if format not in HEADERS:
         raise UserError(errors.unknown("format", format, HEADERS))
-    out = inference.check_target(out)
+    out = run_folder.check_target(out)
     given = None if images in inference.SPLITS else _opened(images, format, say)
     trained = inference.load(workdir, checkpoint)
     say(trained.description)

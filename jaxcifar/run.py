@@ -1,6 +1,5 @@
 """A run's folder and state: opened or resumed, saved, and the best epoch found again."""
 
-import contextlib
 import json
 import pathlib
 
@@ -15,7 +14,7 @@ from jaxcifar.state import create_state
 
 
 class Run:
-    """The folder of a run.
+    """The folder of a run; a context manager, which closes it.
 
     log: logs.RunLog. state: TrainState of numpy arrays to start from, new or restored. resumed:
     whether it was restored. origin: lines on the weights that it started from, where it is new and
@@ -41,7 +40,7 @@ class Run:
         self.workdir = pathlib.Path(workdir)
         self._template = jax.tree.map(np.asarray, create_state(task, task.config.seed))
         self.environments = [environment.environment()]
-        self._checkpoints = None
+        self._checkpoints, self._held, self._closed = None, False, False
         if not parallel.is_same(int(data_digest or "0", 16) >> 1):  # 31 bits
             raise UserError("the processes have the data set in different orders (prepared from "
                             "different sources): copy one machine's folder to the others")
@@ -57,10 +56,14 @@ class Run:
 
     def _begin(self):
         """Return (state of the newest checkpoint or None, state of a new run, its origin)."""
-        restored = self._open()
-        if restored is not None:
-            return restored, self._template, []
-        return None, *init_from.start(self._task, self._template)
+        try:
+            restored = self._open()
+            if restored is not None:
+                return restored, self._template, []
+            return None, *init_from.start(self._task, self._template)
+        except BaseException:
+            self._leave_folder()
+            raise
 
     def _open(self):
         """Return the state of the newest checkpoint, or None; nothing of another run is touched."""
@@ -70,6 +73,7 @@ class Run:
             raise UserError(f"{self.workdir} holds the result of a finished run, whose checkpoints "
                             "are gone: put them back, or choose another --workdir to train again")
         run_folder.hold(self.workdir)
+        self._held = True
         self._checkpoints = Checkpoints(self.workdir)
         restored = self._checkpoints.restore_latest(self._template)
         if restored is not None and int(restored.step):
@@ -137,21 +141,29 @@ class Run:
                     "another --workdir") from error
         return parallel.share(state)
 
-    @contextlib.contextmanager
-    def closed_on_error(self):
-        """Close the run where the `with` block raises."""
-        try:
-            yield
-        except BaseException:
-            self.close()
-            raise
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     def close(self):
-        """Finish writing."""
-        if self._checkpoints:
-            self._checkpoints.close()
-            run_folder.release(self.workdir)
-        self.log.close()
+        """Finish writing, and let others train in the folder."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._leave_folder()
+        finally:
+            self.log.close()
+
+    def _leave_folder(self):
+        if self._held:
+            try:
+                if self._checkpoints:
+                    self._checkpoints.close()
+            finally:
+                run_folder.release(self.workdir)
 
     def _step_of(self, epoch):
         return None if epoch is None else epoch * self._task.steps_per_epoch

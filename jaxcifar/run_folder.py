@@ -30,12 +30,31 @@ def writing(path):
                         "choose a place that is writable and has space left") from error
 
 
+def check_target(path):
+    """Return `path` as a Path, once it is clear that a file can be written there.
+
+    Found out before the work, not after it. Raises UserError: no such folder, a folder of that
+    name, what is neither, or no right to write.
+    """
+    path = pathlib.Path(path)
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}; create it first")
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; add a file name")
+    if path.exists() and not path.is_file():  # such as /dev/stdout, which a rename would replace
+        raise UserError(f"cannot write {path}: it is no regular file; give the name of one")
+    if not os.access(path.resolve().parent, os.W_OK):
+        raise UserError(f"cannot write {path}: the folder {path.resolve().parent} is not writable; "
+                        "choose another")
+    return path
+
+
 def write_atomic(path, content):
     """Write `content`, str or bytes, so that `path` holds either its old content or all of the new.
 
-    Raises UserError if the file cannot be written.
+    A link stays one: the file that it names is written. Raises UserError if it cannot be written.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = content.encode("utf-8") if isinstance(content, str) else content
     with writing(path):
@@ -97,8 +116,8 @@ def refuse_other_kind(workdir, kind):
 
 
 def has_checkpoints(workdir):
-    """Return whether a run folder has checkpoints, whole or not."""
-    return any(pathlib.Path(workdir, "checkpoints").glob("*"))
+    """Return whether a run folder has checkpoints, damaged ones included."""
+    return any(path.name.isdigit() for path in pathlib.Path(workdir, "checkpoints").glob("*"))
 
 
 def holds_run(workdir):

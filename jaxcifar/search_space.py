@@ -62,6 +62,12 @@ class Int(Float):
         """Return the value of an optuna Trial."""
         return trial.suggest_int(name, self.low, self.high, log=self.log, step=self.step)
 
+    def check(self, name):
+        """Raise UserError for an empty range, or a step that is none."""
+        super().check(name)
+        if self.step < 1 or self.log and self.step > 1:
+            raise UserError(f"search_space: {name} = {self}: step must be at least 1, and 1 with log")
+
     def describe(self):
         """Return the range in words."""
         step = f" in steps of {self.step}" if self.step > 1 else ""

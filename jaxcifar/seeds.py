@@ -19,7 +19,7 @@ import sys
 import numpy as np
 
 from jaxcifar import config as config_lib
-from jaxcifar import parallel, run_folder, together, train
+from jaxcifar import parallel, run_folder, splits, together, train
 from jaxcifar.errors import UserError, unknown
 from jaxcifar.programs import Cache
 from jaxcifar.report import seeds as report
@@ -113,7 +113,8 @@ def summary(config, seeds, workdir):
       measured)}}, "selection", "environment": what all runs have alike, "runs": one entry each,
       with the rest}. Accuracies are in percent. "last_" is the last epoch; "best_val_" the best
       epoch on validation; "best_test_", the best epoch on test, is a look at the test set.
-      "epoch_seconds" is of all epochs; of seeds trained at once, a seed's share.
+      "epoch_seconds" is of all epochs (None: one was interrupted, and only its rest was timed);
+      of seeds trained at once, a seed's share.
     """
     results = [_result(workdir, seed) for seed in seeds]
     values = [_measured(result, run_folder.read_rows(workdir / f"seed{seed}"))
@@ -161,8 +162,9 @@ def _measured(result, rows):
             column = [row[key] for row in rows if row.get(key) is not None]
             if split != "train" and column:
                 measured[f"best_{key}"] = best(column)
-    return measured | {"epochs": result["epochs"],
-                       "epoch_seconds": sum(map(run_folder.epoch_seconds, rows))}
+    whole = not any("resumed_at" in row for row in rows)  # else one row has a part of its time
+    return measured | {"epochs": result["epochs"], "epoch_seconds": sum(
+        map(run_folder.epoch_seconds, rows)) if whole else None}
 
 
 def _shared(config, pending, way, say):
@@ -190,10 +192,13 @@ def _fit(config, seed, workdir, stop, stream, cache):
 
 
 def _refuse_other(config, workdir):
-    """Refuse a folder that holds something else, or seeds of another configuration."""
+    """Refuse a folder that holds something else, or seeds of another configuration or data set."""
     run_folder.refuse_other_kind(workdir, "several seeds")
-    for seed in run_folder.seeds_in(workdir):
+    there = run_folder.seeds_in(workdir)
+    digest = splits.load(config).digest if there else ""
+    for seed in there:
         refuse_other_config(together.with_seed(config, seed), workdir / f"seed{seed}")
+        splits.refuse_other_data(digest, workdir / f"seed{seed}")
 
 
 def _finished(config, seed, workdir):

@@ -42,13 +42,11 @@ def train_step(task, state, batch, *, axis_name=None):
     def loss_of(trained):
         params = partition.merge(trained, frozen)
         logits, batch_stats = forward_train(task, params, state.batch_stats, batch, axis_name)
-        losses = metrics.cross_entropy(logits, batch.targets, task.config.label_smoothing)
-        kept = losses if batch.mask is None else jnp.where(batch.mask > 0, losses, 0.0)
-        return kept.sum() / batch.count, (logits, batch_stats)
+        sums = metrics.batch_sums(logits, batch.targets, batch.mask,
+                                  label_smoothing=task.config.label_smoothing)
+        return sums["loss_sum"] / batch.count, (sums, batch_stats)
 
-    grads, (logits, batch_stats) = jax.grad(loss_of, has_aux=True)(trained)
-    sums = metrics.batch_sums(logits, batch.targets, batch.mask,
-                              label_smoothing=task.config.label_smoothing)
+    grads, (sums, batch_stats) = jax.grad(loss_of, has_aux=True)(trained)
     if axis_name is not None:
         grads, sums = lax.psum((grads, sums), axis_name)
     with jax.named_scope("optimizer"):

@@ -103,15 +103,15 @@ class Study:
             trial = self._study.ask()
             self._running[trial.number] = trial
             trial.set_user_attr("worker", self._worker)
-        if "first" not in trial.user_attrs:
-            before = [t for t in _originals(self._trials()) if t.number < trial.number]
-            if len(before) >= limit:  # another machine took the last one at the same moment
-                trial.set_user_attr("kind", "surplus")
-                del self._running[trial.number]  # it counts for nothing, whatever becomes of it
-                self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
-                return None
-        # From (seed, number), so that a study goes on as if it had never been interrupted.
-        entropy = np.random.SeedSequence((self._seed, trial.number)).generate_state(1)[0]
+        first = trial.user_attrs.get("first", trial.number)
+        before = sum(t.number < first for t in _originals(self._trials()))
+        if first == trial.number and before >= limit:  # another machine took the last one just now
+            trial.set_user_attr("kind", "surplus")
+            del self._running[trial.number]  # it counts for nothing, whatever becomes of it
+            self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
+            return None
+        # From (seed, place among first trials): as if the study had never been interrupted.
+        entropy = np.random.SeedSequence((self._seed, before)).generate_state(1)[0]
         self._study.sampler = self._optuna.samplers.TPESampler(seed=int(entropy))
         return trial
 
@@ -129,11 +129,11 @@ class Study:
             state = "PRUNED"  # twice, from two seeds: the parameters are to blame
         trial.set_user_attr("kind", kind)
         trial.set_user_attr("reason", reason)
-        self._study.tell(trial, value, state=self._optuna.trial.TrialState[state])
-        self._running.pop(trial.number, None)
-        if again:
+        if again:  # before its end is told: who is killed in between leaves no chain without its end
             self._enqueue(trial, failures + (kind != "stopped"),
                           trial.user_attrs.get("seed_shift", 0) + (kind == "diverged"))
+        self._study.tell(trial, value, state=self._optuna.trial.TrialState[state])
+        self._running.pop(trial.number, None)
         return again
 
     def records(self):
@@ -193,14 +193,20 @@ class Study:
             path = self._worker_file(worker) if worker else None
             here = path is not None and path.exists()
             if _is_free(path) if here else retry_running:
-                self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
                 failures = trial.user_attrs.get("failures", 0)
-                if failures < _MOST_FAILURES:
+                if failures < _MOST_FAILURES and not self._has_successor(trial):
                     self._enqueue(trial, failures + 1, trial.user_attrs.get("seed_shift", 0))
+                self._study.tell(trial.number, state=self._optuna.trial.TrialState.FAIL)
                 if here:
                     ended.add(path)
         for path in ended:  # last, since a process may have left several trials
             path.unlink(missing_ok=True)
+
+    def _has_successor(self, trial):
+        """Return whether the next trial of a trial's chain is there."""
+        first = trial.user_attrs.get("first", trial.number)
+        return any(t.user_attrs.get("first") == first and t.number > trial.number
+                   for t in self._trials())
 
     def _alone(self):
         """Keep the other processes of this WORKDIR from opening or taking meanwhile."""

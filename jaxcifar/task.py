@@ -5,10 +5,10 @@ from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
-
-from jaxcifar import augment, models, optim, partition, plateau, schedules, streams
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from jaxcifar import augment, models, optim, partition, plateau, schedules, streams
 from jaxcifar.config import IMAGE_SHAPE, default
 from jaxcifar.errors import UserError, first_line
 
@@ -165,9 +165,7 @@ def _shapes(config, model, augmentation, evaluation):
                         "set config.eval_transform, for instance \"resize({})\"".format(
                             *seen[0][:2], *seen[1][:2], seen[0][0]))
     try:
-        shapes = [jax.eval_shape(lambda size=size: model.init(
-            {"params": jax.random.key(0)}, jnp.zeros((1, *size), model.dtype), train=False))
-            for size in dict.fromkeys(seen)]
+        shapes = [models.shapes(model, size) for size in dict.fromkeys(seen)]
     except (ValueError, TypeError) as error:  # options that make no network
         raise UserError(
             f"model '{config.model.name}' cannot be built: {first_line(error)}") from error
@@ -195,8 +193,7 @@ def _frozen_norms(config, shapes):
     if config.frozen_batch_norm == "batch" or not config.trainable:
         return frozenset()
     trained = partition.pattern(config.trainable, "config.trainable").search
-    leaves = jax.tree_util.tree_leaves_with_path(shapes.get("batch_stats", {}))
-    norms = {tuple(key.key for key in path[:-1]) for path, _ in leaves}
+    norms = {path[:-1] for path in flatten_dict(shapes.get("batch_stats", {}))}
     return frozenset(norm for norm in norms if not trained("/".join((*norm, "scale"))))
 
 

@@ -77,11 +77,11 @@ class Member:
 
     @contextlib.contextmanager
     def named(self):
-        """Let a NonFiniteLoss in the `with` block, which closes the run, name the seed."""
+        """Let a NonFiniteLoss in the `with` block close the run, and name the seed."""
         try:
             yield
         except train.NonFiniteLoss as error:
-            self.closed = True
+            self.close()
             raise named(self.seed, error) from error
 
     def check_finite(self):
@@ -209,25 +209,26 @@ def fit(shared, seeds, workdir, *, stop=lambda: 0, stream=None):
     watch.sections["compile"] = 0.0
     alone = Programs(shared.task, shared.devices)
     together = Programs(shared.task, shared.devices, over_seeds=True)
-    pending = [_open(shared, alone, seed, workdir, stream) for seed in seeds]
-    _introduce(pending, shared.arrays)
-    try:
-        while pending := _conclude_finished(pending, shared, watch):
-            first_step = max(member.first_step for member in pending)
-            group = [member for member in pending if member.first_step == first_step]
-            if not watch.sections["compile"]:
-                _compile(together, _stacked(group, len(seeds)), shared, first_step, watch)
-                group[0].run.log.print(f"compiled for {len(seeds)} seed(s) at once in "
-                                       f"{watch.sections['compile']:.1f} s")
-            signum = _train_epoch(group, together, len(seeds), shared, stop)
-            if signum:
-                for member in pending:
-                    member.save()
-                    member.close()
-                raise train.Interrupted(signum)
-    except train.NonFiniteLoss:
-        _leave([member for member in pending if not member.closed])
-        raise
+    with contextlib.ExitStack() as opened:
+        pending = [opened.enter_context(contextlib.closing(
+            _open(shared, alone, seed, workdir, stream))) for seed in seeds]
+        _introduce(pending, shared.arrays)
+        try:
+            while pending := _conclude_finished(pending, shared, watch):
+                first_step = max(member.first_step for member in pending)
+                group = [member for member in pending if member.first_step == first_step]
+                if not watch.sections["compile"]:
+                    _compile(together, _stacked(group, len(seeds)), shared, first_step, watch)
+                    group[0].run.log.print(f"compiled for {len(seeds)} seed(s) at once in "
+                                           f"{watch.sections['compile']:.1f} s")
+                signum = _train_epoch(group, together, len(seeds), shared, stop)
+                if signum:
+                    for member in pending:
+                        member.save()
+                    raise train.Interrupted(signum)
+        except train.NonFiniteLoss:
+            _save_others([member for member in pending if not member.closed])
+            raise
 
 
 def _open(shared, alone, seed, workdir, stream):
@@ -306,13 +307,12 @@ def _conclude_finished(pending, shared, watch):
     return [member for member in pending if not member.closed]
 
 
-def _leave(members):
-    """Save and close what is left when one seed's loss was not finite."""
+def _save_others(members):
+    """Save what is left when one seed's loss was not finite."""
     for member in members:
         with contextlib.suppress(train.NonFiniteLoss):
             member.check_finite()
             member.save()
-            member.close()
 
 
 @jax.jit

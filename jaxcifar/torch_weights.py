@@ -9,9 +9,8 @@ renamed:
     batch_stats  mean   -> running_mean   var -> running_var   (num_batches_tracked is not kept)
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxcifar import models
 from jaxcifar.errors import UserError
@@ -34,7 +33,7 @@ def from_torch(name, state_dict, *, num_classes=10, image_size=32, **options):
     """
     template = _template(name, num_classes, image_size, options)
     given = {key: _array(value) for key, value in state_dict.items() if not _is_counter(key)}
-    wanted = {torch_key(path): (path, leaf) for path, leaf in _leaves(template)}
+    wanted = {torch_key(path): (path, leaf) for path, leaf in template.items()}
     problems = [f"missing {key} {_torch_shape(path, leaf.shape)}"
                 for key, (path, leaf) in wanted.items() if key not in given]
     problems += [f"unexpected {key} {value.shape}"
@@ -44,11 +43,9 @@ def from_torch(name, state_dict, *, num_classes=10, image_size=32, **options):
                  if key in given and given[key].shape != _torch_shape(path, leaf.shape)]
     if problems:
         raise UserError(f"state_dict does not fit model {name!r}: {'; '.join(problems)}")
-    variables = {collection: {} for collection in template}
-    for key, (path, _) in wanted.items():
-        value = given[key].astype(np.float32)
-        _insert(variables, path, np.ascontiguousarray(_to_flax_layout(path, value)))
-    return variables
+    return unflatten_dict({
+        path: np.ascontiguousarray(_to_flax_layout(path, given[key].astype(np.float32)))
+        for key, (path, _) in wanted.items()})
 
 
 def to_torch(name, variables, *, num_classes=10, image_size=32, num_batches_tracked=0, **options):
@@ -58,9 +55,10 @@ def to_torch(name, variables, *, num_classes=10, image_size=32, num_batches_trac
     every BatchNorm. Raises UserError where the variables are not those of `models.create(name,
     num_classes, **options)`.
     """
-    wanted = _template(name, num_classes, image_size, options)
-    template = {path: leaf.shape for path, leaf in _leaves(wanted)}
-    given = {path: leaf for path, leaf in _leaves(variables) if path[0] in wanted}
+    template = {path: leaf.shape
+                for path, leaf in _template(name, num_classes, image_size, options).items()}
+    collections = {path[0] for path in template}
+    given = {path: leaf for path, leaf in flatten_dict(variables).items() if path[0] in collections}
     problems = [f"missing {'/'.join(path)}" for path in template if path not in given]
     problems += [f"unexpected {'/'.join(path)}" for path in given if path not in template]
     problems += [f"{'/'.join(path)} has shape {given[path].shape}, expected {shape}"
@@ -85,23 +83,7 @@ def torch_key(path):
 
 def _template(name, num_classes, image_size, options):
     model = models.create(name, num_classes, **options)
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-
-
-def _leaves(tree, path=()):
-    """Yield (path, leaf) for every leaf of nested dicts."""
-    for key, value in tree.items():
-        if hasattr(value, "items"):
-            yield from _leaves(value, (*path, key))
-        else:
-            yield (*path, key), value
-
-
-def _insert(tree, path, value):
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = value
+    return flatten_dict(models.shapes(model, (image_size, image_size, 3)))
 
 
 def _to_torch_layout(path, value):

@@ -68,51 +68,48 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None, cache=None, after_epoch
     devices = parallel.create(config)
     arrays = splits.load(config)
     task = create_task(config, len(arrays.train["labels"]), arrays.num_classes)
-    run = Run(task, workdir, stream, arrays.digest)
-    announce(run, Programs(task, devices), arrays)
-    pictured = task, run.state, arrays, run.workdir
-    if not features.obstacle(task):
-        task, arrays = compute_features(run, task, arrays)
-    state = run.state
-    programs = cache.programs(task, devices) if cache else Programs(task, devices)
-    train_data, held_out = devices.replicate((arrays.train, arrays.held_out))
-    live = devices.replicate(state.on_device())
-    with watch.section("compile"):
-        programs.compile(live, train_data, held_out,
-                         int(state.step) - int(state.epoch) * task.steps_per_epoch)
-    run.log.print(f"compiled in {watch.sections['compile']:.1f} s")
-    if parallel.is_primary():
-        run.log.meanwhile("samples.png", run_report.samples, *pictured)
+    with Run(task, workdir, stream, arrays.digest) as run:  # closed whatever happens in it
+        announce(run, Programs(task, devices), arrays)
+        pictured = task, run.state, arrays, run.workdir
+        if not features.obstacle(task):
+            task, arrays = compute_features(run, task, arrays)
+        state = run.state
+        programs = cache.programs(task, devices) if cache else Programs(task, devices)
+        train_data, held_out = devices.replicate((arrays.train, arrays.held_out))
+        live = devices.replicate(state.on_device())
+        with watch.section("compile"):
+            programs.compile(live, train_data, held_out,
+                             int(state.step) - int(state.epoch) * task.steps_per_epoch)
+        run.log.print(f"compiled in {watch.sections['compile']:.1f} s")
+        if parallel.is_primary():
+            run.log.meanwhile("samples.png", run_report.samples, *pictured)
 
-    epoch = int(state.epoch)
-    while epoch < config.epochs and not selection.should_stop(state.history, epoch, config):
-        lap = logs.Stopwatch()
-        first_step = int(state.step) - epoch * task.steps_per_epoch
-        with run.log.progress(total_steps=task.steps_per_epoch, first_step=first_step,
-                              epoch=epoch + 1, epochs=config.epochs,
-                              batch_size=config.batch_size) as bar:
-            live, signum = train_epoch(programs, live, train_data, first_step, bar, stop)
-        check_finite(run, programs, live)
-        if signum:
-            save(run, programs, live, state)
-            run.close()
-            raise Interrupted(signum)
-        epoch += 1
-        row = train_row(programs, live, epoch, first_step, lap)
-        for split in splits.measured(config):
-            row |= finalize(programs.evaluate(live, held_out, arrays.spans[split])["sums"], split)
-        row["seconds"] = lap.seconds()
-        live, state = finish_epoch(programs, live, state, epoch, row)
-        run.report(row, state.history)
-        if run.is_due(state.history, epoch):
-            save(run, programs, live, state)
-        with run.closed_on_error():
+        epoch = int(state.epoch)
+        while epoch < config.epochs and not selection.should_stop(state.history, epoch, config):
+            lap = logs.Stopwatch()
+            first_step = int(state.step) - epoch * task.steps_per_epoch
+            with run.log.progress(total_steps=task.steps_per_epoch, first_step=first_step,
+                                  epoch=epoch + 1, epochs=config.epochs,
+                                  batch_size=config.batch_size) as bar:
+                live, signum = train_epoch(programs, live, train_data, first_step, bar, stop)
+            check_finite(run, programs, live)
+            if signum:
+                save(run, programs, live, state)
+                raise Interrupted(signum)
+            epoch += 1
+            row = train_row(programs, live, epoch, first_step, lap)
+            for split in splits.measured(config):
+                row |= finalize(programs.evaluate(live, held_out, arrays.spans[split])["sums"], split)
+            row["seconds"] = lap.seconds()
+            live, state = finish_epoch(programs, live, state, epoch, row)
+            run.report(row, state.history)
+            if run.is_due(state.history, epoch):
+                save(run, programs, live, state)
             after_epoch(row)
 
-    state = save(run, programs, live, state)
-    result = measure_result(run, programs, live, state, held_out, arrays, watch)
-    run.close()
-    return Summary(run.workdir, state, result)
+        state = save(run, programs, live, state)
+        result = measure_result(run, programs, live, state, held_out, arrays, watch)
+        return Summary(run.workdir, state, result)
 
 
 def check(config):
@@ -139,16 +136,15 @@ def save(run, programs, live, state):
 
 
 def check_finite(run, programs, live):
-    """Raise NonFiniteLoss, and close the run, where a loss of the epoch under way is not finite."""
+    """Raise NonFiniteLoss where a loss of the epoch under way is not finite."""
     bad_step = int(programs.devices.fetch(live.sums["bad_step"]))
     if bad_step != NO_STEP:
         raise non_finite(run, f"the loss is not finite at step {bad_step} of the run")
 
 
 def non_finite(run, what):
-    """Close the run; return the NonFiniteLoss that says `what` went wrong and what to do."""
+    """Return the NonFiniteLoss that says `what` went wrong and what to do."""
     last = run.last_saved_step or 0
-    run.close()
     return NonFiniteLoss(f"{what} (the last good checkpoint is of step {last}): lower "
                          "config.optimizer.learning_rate, or set config.max_grad_norm")
 
@@ -173,7 +169,7 @@ def configure_jax(config):
     elif folder == "auto":
         base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         folder = str(pathlib.Path(base) / "jaxcifar" / "xla")
-    jax.config.update("jax_compilation_cache_dir", folder or None)
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder) or None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

@@ -14,10 +14,12 @@ Default WORKDIR: studies/CONFIG[_VARIANT]. Exit codes are those of jaxcifar.main
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import json
 import math
 import pathlib
 import runpy
+import shlex
 import shutil
 import sys
 
@@ -25,10 +27,11 @@ import jax
 from absl import app, flags
 
 from jaxcifar import config as config_lib
-from jaxcifar import parallel, programs, run_folder, search_space, splits, study, train
+from jaxcifar import overrides, parallel, programs, run_folder, search_space, splits, study, train
 from jaxcifar import main as main_lib
 from jaxcifar.errors import UserError, first_line
 from jaxcifar.report import study as report
+from jaxcifar.run import refuse_other_config
 from jaxcifar.task import create_task
 
 _TRIALS = flags.DEFINE_integer(
@@ -74,7 +77,7 @@ def run(config, search, workdir, *, trials=0, storage="", name="study", retry_ru
     search.check(config)
     train.configure_jax(config)
     parallel.create(config)
-    splits.load(config)  # what is wrong with devices or data is no trial's fault
+    digest = splits.load(config).digest  # what is wrong with devices or data is no trial's fault
     _check_trial_fields(config, search)
     workdir, limit = pathlib.Path(workdir), trials or search.trials
     run_folder.refuse_other_kind(workdir, "a search")
@@ -82,7 +85,7 @@ def run(config, search, workdir, *, trials=0, storage="", name="study", retry_ru
     def say(text):
         print(text, file=sys.stdout if stream is None else stream, flush=True)
 
-    cache, declaration = programs.Cache(_SHAPES), declared(config, search)
+    cache, declaration = programs.Cache(_SHAPES), declared(config, search, digest)
     with study.Study(workdir, name, search, declaration, storage=storage,
                      seed=config.seed) as shared:
         while not (signum := stop()) and (
@@ -97,24 +100,29 @@ def run(config, search, workdir, *, trials=0, storage="", name="study", retry_ru
         return _conclude(config, search, name, limit, shared, workdir, say)
 
 
-def declared(config, search):
-    """Return what all who take part in a study must have alike, {entry: text}."""
+def declared(config, search, digest):
+    """Return what all who take part in a study must have alike, {entry: text}.
+
+    digest: of the training set in its order, which decides the split, see splits.Arrays.
+    """
     fields = config_lib.effective(config_lib.flatten(config_lib.to_dict(config)))
-    return {**search.to_dict(), **{f"config.{path}": repr(value) for path, value in fields.items()}}
+    return {**search.to_dict(), "training set": digest, **{f"config.{path}": repr(value) for path, value in fields.items()}}
 
 
 def load_search(specification):
     """Return the Search that a configuration file, "FILE.py[:VARIANT]", declares.
 
     Raises:
-      UserError: it declares none.
+      UserError: it declares none, or is wrong: the message has the line.
     """
     path, _, variant = specification.partition(":")
-    declare = runpy.run_path(path).get("search_space")
-    if not callable(declare):
-        raise UserError(f"{path} declares no search: add a function search_space() that returns a "
-                        "Search, as configs/se_resnet_search.py does (jaxcifar/search_space.py)")
-    search = declare(variant) if variant and inspect.signature(declare).parameters else declare()
+    with overrides.explaining(path):
+        declare = runpy.run_path(path).get("search_space")
+        if not callable(declare):
+            raise UserError(f"{path} declares no search: add a function search_space() that returns "
+                            "a Search, as configs/se_resnet_search.py does "
+                            "(jaxcifar/search_space.py)")
+        search = declare(variant) if variant and inspect.signature(declare).parameters else declare()
     if not isinstance(search, search_space.Search):
         raise UserError(f"search_space() of {path} returns {type(search).__name__}, and must "
                         "return a jaxcifar.search_space.Search")
@@ -151,9 +159,9 @@ def _one(config, search, workdir, shared, trial, cache, stop, say):
             raise
         kind = "out_of_memory"
         cache.clear()
-    again = shared.end(trial, kind, value=value, reason=reason)
     if folder:  # a trial is a short training, and only an interrupted one needs its state again
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    again = shared.end(trial, kind, value=value, reason=reason)
     measured = f"{search.objective} {value:.6g}" if kind == "complete" else f"{kind}, {reason}"
     say(f"trial {trial.number}: {measured}{'; to be tried once more' if again else ''}")
 
@@ -163,14 +171,28 @@ class _Pruned(Exception):
 
 
 def _folder(trial, workdir, config):
-    """Return the folder of a trial; a retry with the same seed goes on in its predecessor's."""
-    name = f"{trial.user_attrs.get('first', trial.number):04d}"
+    """Return the folder of a trial; a retry with the same seed goes on in its predecessor's.
+
+    What another study left in `workdir` keeps its folders.
+    """
+    first = f"{trial.user_attrs.get('first', trial.number):04d}"
     if trial.user_attrs.get("seed_shift", 0):
-        name += f"_seed{config.seed}"
+        first += f"_seed{config.seed}"
+    names = itertools.chain([first], (f"{first}_{count}" for count in itertools.count(2)))
+    name = next(n for n in names if not _is_of_another(workdir / "trials" / n, config))
     for key, value in (("folder", f"trials/{name}"), ("seed", config.seed),
                        ("config_hash", config_lib.config_hash(config))):
         trial.set_user_attr(key, value)
     return workdir / "trials" / name
+
+
+def _is_of_another(folder, config):
+    """Return whether a folder holds a run that a trial of this configuration cannot go on with."""
+    try:
+        refuse_other_config(config, folder)
+    except UserError:
+        return True
+    return (folder / "result.json").exists() and not run_folder.has_checkpoints(folder)
 
 
 def with_trial_fields(search, words):
@@ -276,8 +298,8 @@ def _conclude(config, search, name, limit, shared, workdir, say):
         return content
     path = workdir / "best.py"
     # Not main's default, runs/best, which would be that of every study.
-    command = (f"python -m jaxcifar.main --config={path} "
-               f"--workdir={workdir / 'best_trial'}{best['number']}")
+    command = shlex.join(["python", "-m", "jaxcifar.main", f"--config={path}",
+                          f"--workdir={workdir / 'best_trial'}{best['number']}"])
     doc = (f"The best of {kinds.count('complete')} complete trials of the study {name}: trial "
            f"{best['number']}.\n\n    {command}\n\n"
            f"Its {search.objective} was {best['value']:.6g} after {len(best['epochs'])} epoch(s). "

@@ -65,10 +65,7 @@ def save_file(path, state_dict):
 
 def check_target(path):
     """Return a path that `save_file` may write, as a Path; UserError by its suffix or folder."""
-    path = _checked(path)
-    if not path.parent.is_dir():
-        raise UserError(f"cannot write {path}: there is no folder {path.parent}; create it first")
-    return path
+    return run_folder.check_target(_checked(path))
 
 
 def _checked(path):

@@ -17,7 +17,7 @@ from jaxcifar.data import download, prepare, specs
 from jaxcifar.errors import UserError
 
 BODY = np.random.default_rng(0).bytes(300_000)
-ARCHIVE = specs.Archive("a.tar.gz", hashlib.md5(BODY).hexdigest(), len(BODY), "a", "python")
+ARCHIVE = specs.Archive("a.tar.gz", hashlib.md5(BODY).hexdigest(), len(BODY), "a")
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -1,6 +1,7 @@
 """Every source gives the same TFDS folder; every defect gives one clear error and no folder."""
 
 import dataclasses
+import errno
 import os
 import pathlib
 import pickle
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from jaxcifar import data
-from jaxcifar.data import download, folders, prepare, specs
+from jaxcifar.data import download, folders, prepare, specs, store
 from jaxcifar.data.prepare import prepare as run
 from jaxcifar.errors import UserError
 
@@ -278,8 +279,11 @@ def test_image_folder_defects(ten, tmp_path):
     Image.new("RGB", (33, 32)).save(victim)
     fakes.refuses("cifar10", source, tmp_path / "out", victim, "33x32", "32x32")
     victim.write_bytes(good[:60])
-    fakes.refuses("cifar10", source, tmp_path / "out", victim, "no readable image")
+    fakes.refuses("cifar10", source, tmp_path / "out", victim, "no readable PNG")
+    Image.new("RGBA", (32, 32)).save(victim)
+    fakes.refuses("cifar10", source, tmp_path / "out", victim, "transparent pixels")
     victim.unlink()
+    (victim.parent / "._1.png").write_bytes(b"what macOS leaves beside files")
     fakes.refuses("cifar10", source, tmp_path / "out", "cat", "9 images", "expected 10")
     victim.write_bytes(good)
     (source / "test" / "dog").rename(source / "test" / "dogs")
@@ -323,3 +327,52 @@ def test_a_data_set_of_one_s_own_takes_a_spec_and_image_folders(monkeypatch, tmp
     assert loaded.class_names == ("cat", "dog") and len(loaded.test_labels) == 4
     order = np.argsort(splits["train"].labels, kind="stable")  # by class, then by file name
     np.testing.assert_array_equal(loaded.train_images, splits["train"].images[order])
+
+
+def test_the_folder_of_a_class_is_found_however_its_name_is_written(monkeypatch, tmp_path):
+    fakes.install(monkeypatch, tmp_path)
+    spec = specs.DatasetSpec("clothes", "1.0.0", ("T-shirt", "ankle boot"), train_per_class=2,
+                             test_per_class=1)
+    monkeypatch.setitem(specs.SPECS, "clothes", spec)
+    source = fakes.write_images(tmp_path, spec, fakes.fake_splits(spec))
+    (source / "train" / "T-shirt").rename(source / "train" / "t_shirt")
+    (source / "test" / "ankle boot").rename(source / "test" / "Ankle-Boot")
+    run("clothes", str(source), tmp_path / "out")
+    assert data.load("clothes", tmp_path / "out").class_names == ("T-shirt", "ankle boot")
+
+
+def test_more_than_100_000_images_keep_their_order():
+    ids = np.array([f"train_{i:05d}" for i in (100000, 7, 99999, 100001, 10001)], bytes)
+    assert store._order(ids).tolist() == [1, 4, 2, 0, 3]
+    assert store._order(np.array([b""] * 3)).tolist() == [0, 1, 2]
+
+
+def test_a_source_that_cannot_be_read_is_passed_over_and_named(ten, tmp_path, monkeypatch):
+    spec, splits = ten
+    sources = [fakes.write_python(tmp_path / name, spec, splits) for name in ("locked", "good")]
+    monkeypatch.setattr(folders, "find_sources", lambda spec, root: sources)
+    real = prepare.official.read_folder
+
+    def read_folder(spec, path):
+        if path == sources[0]:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path / "data_batch_1"))
+        return real(spec, path)
+
+    monkeypatch.setattr(prepare.official, "read_folder", read_folder)
+    with pytest.raises(UserError, match="data_batch_1: cannot be read .Permission denied.*--source"):
+        run("cifar10", str(sources[0]), tmp_path / "out")
+    run("cifar10", "auto", tmp_path / "out")
+    fakes.assert_holds(data.load("cifar10", tmp_path / "out"), splits)
+
+
+def test_a_prepared_folder_needs_no_right_to_write(ten, tmp_path, monkeypatch):
+    spec, splits = ten
+    folder = run("cifar10", str(fakes.write_python(tmp_path, spec, splits)), tmp_path / "out")
+    monkeypatch.setattr(folders, "dataset_lock", None)
+    assert run("cifar10", "auto", tmp_path / "out") == folder
+
+
+def test_a_dataset_whose_name_begins_alike_keeps_its_temporary_folder(tmp_path):
+    with folders.temporary_directory(tmp_path, "cifar10_small") as other:
+        with folders.temporary_directory(tmp_path, "cifar10"):
+            assert other.is_dir()

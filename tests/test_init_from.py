@@ -1,6 +1,7 @@
 """config.init_from: what a run starts from, where it is found, and what is said of it."""
 
 import hashlib
+import io
 import urllib.error
 
 import jax
@@ -190,3 +191,14 @@ def test_an_unknown_source_is_named(source, message):
 
 def test_the_names_of_the_weights_are_the_configurations():
     assert {name for name, *_ in config_lib.IMAGENET.values()} == set(init_from.TORCHVISION)
+
+
+def test_a_download_that_is_stopped_leaves_nothing(torch_home, monkeypatch):
+    class Reply(io.BytesIO):
+        def read(self, size):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **options: Reply())
+    with pytest.raises(KeyboardInterrupt):
+        init_from.torchvision_file(NAME)
+    assert not list(torch_home[0].iterdir())

@@ -184,6 +184,10 @@ def test_other_processes_write_and_print_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def metrics():
+    return {"loss": 1.0, "accuracy": 50.0}
+
+
 # What the user sees -------------------------------------------------------------------------------
 
 def test_without_a_terminal_one_line_per_epoch(tmp_path, clock):
@@ -207,13 +211,13 @@ def test_the_bar_reads_the_device_at_most_twice_a_second(tmp_path, clock):
     stream, reads = Terminal(), []
     log = start(tmp_path, stream=stream)
 
-    def metrics():
+    def read_metrics():
         reads.append(clock.seconds)
         return {"loss": np.float32(1.25), "accuracy": jnp.float32(45.678)}
     with log.progress(total_steps=100, epoch=1, epochs=3, batch_size=64) as bar:
         for _ in range(100):
             clock.seconds += 0.125
-            bar.update(1, metrics)
+            bar.update(1, read_metrics)
     assert len(reads) == 25 and min(np.diff(reads)) >= 0.5
     frames = stream.getvalue().split("\r")
     shown = [frame for frame in frames if "loss" in frame]
@@ -229,13 +233,13 @@ def test_eta_in_later_epochs_includes_what_follows_the_steps(tmp_path, clock):
     log = start(tmp_path, stream=stream)
     with log.progress(total_steps=4, epoch=1, epochs=3, batch_size=64) as bar:
         clock.seconds += 70
-        bar.update(4, {"loss": 1.0})
+        bar.update(4, metrics)
     clock.seconds += 30  # evaluation
     log.epoch(row(1), epochs=3)
     with log.progress(total_steps=4, epoch=2, epochs=3, batch_size=64) as bar:
         for _ in range(2):
             clock.seconds += 10
-            bar.update(1)
+            bar.update(1, metrics)
     assert "ETA 0:03:00" in stream.getvalue()  # two epochs of 100 s, 20 s of the first gone
 
 
@@ -244,7 +248,7 @@ def test_an_interrupted_epoch_goes_on_where_it_was(tmp_path, clock):
     log = start(tmp_path, stream=stream)
     with log.progress(total_steps=4, first_step=3, epoch=1, epochs=3, batch_size=64) as bar:
         clock.seconds += 10
-        bar.update(1)
+        bar.update(1, metrics)
     assert "4/4" in stream.getvalue() and "ETA 0:01:20" in stream.getvalue()  # 8 more steps
     log.epoch(row(1) | {"resumed_at": 3}, epochs=3)  # 10 s are not an epoch's time
     assert "ETA" not in stream.getvalue().splitlines()[-1]
@@ -265,7 +269,7 @@ def test_on_a_real_terminal_lines_stay_above_the_bar(tmp_path):
     with os.fdopen(slave, "w") as stream:
         log = start(tmp_path, stream=stream)
         with log.progress(total_steps=2, epoch=1, epochs=1, batch_size=8) as bar:
-            bar.update(1)
+            bar.update(1, metrics)
             log.print("a warning")
         log.epoch(row(1), epochs=1)
         text = read_all(master)
@@ -381,6 +385,6 @@ def test_the_bar_can_be_switched_off(tmp_path):
     log = logs.RunLog(tmp_path, primary=True, resume_epoch=None, tensorboard=False, stream=stream,
                       progress=False)
     with log.progress(total_steps=4, epoch=1, epochs=3, batch_size=64) as bar:
-        bar.update(4, {"loss": 1.0})
+        bar.update(4, metrics)
     log.print("a line")
     assert stream.getvalue() == "a line\n"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxcifar import models
-from jaxcifar.models import conv
+from jaxcifar.models import conv, counts
 from jaxcifar.report import measured, models_page, parity_rows
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -27,7 +27,7 @@ def test_convolutions_and_products_are_counted():
         return y.reshape(2, -1) @ jnp.zeros((8 * 8 * 6, 5)), z
 
     expected = 2 * 8 * 8 * 6 * 9 * 4 + 2 * 4 * 4 * 6 * 9 * 2 + 2 * 5 * 8 * 8 * 6
-    assert models_page.multiply_adds(function, image, kernel, grouped) == expected
+    assert counts.multiply_adds(function, image, kernel, grouped) == expected
 
 
 def test_resnet18_does_the_work_that_its_layers_add_up_to():
@@ -68,7 +68,7 @@ def test_multiply_adds_do_not_depend_on_how_a_convolution_is_computed():
         def convolve(x, k):
             return conv.conv2d(x, k, padding=((1, 1), (1, 1)), groups=groups)
 
-        assert models_page.multiply_adds(convolve, image, kernel) == 8 * 8 * 6 * 9 * 6 // groups
+        assert counts.multiply_adds(convolve, image, kernel) == 8 * 8 * 6 * 9 * 6 // groups
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 
 from jaxcifar import config as config_lib
-from jaxcifar import overrides
+from jaxcifar import main, overrides
 from jaxcifar.errors import UserError
 
 FILE = """from jaxcifar import config as config_lib
@@ -92,3 +92,20 @@ def test_another_model_comes_without_the_options_of_the_files(tmp_path):
     config, dropped = parsed(path, "--config.model.name=resnet5m", "--config.model.pool=4")
     assert dict(config.model) == {"name": "resnet5m", "channels": (4, 8), "pool": 4}
     assert dropped == []
+
+
+def test_a_second_configuration_file_is_refused(tmp_path):
+    path = written(tmp_path, FILE.format(""))
+    assert main._read_config_file(["main", f"--config={path}", "--config.seed=1"]) is not None
+    for words in ([f"--config={path}", f"--config={path}:b"], ["-config", path, "--config", "b.py"]):
+        with pytest.raises(UserError, match="--config is given 2 times .*one configuration file"):
+            main._read_config_file(["main", *words])
+
+
+def test_a_tilde_after_an_equals_sign_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    argv = ["main", "--config=~/mine.py:wide", "--workdir=~", "--config.data_dir=~/data", "a=~/b",
+            "--config.augment=flip"]
+    main._expand_home(argv)
+    assert argv == ["main", "--config=/home/me/mine.py:wide", "--workdir=/home/me",
+                    "--config.data_dir=/home/me/data", "a=~/b", "--config.augment=flip"]

@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
 
@@ -146,3 +148,43 @@ def test_the_time_of_an_interrupted_epoch_is_not_taken_for_a_whole_one(tmp_path,
     result = json.loads((tmp_path / "result.json").read_text())
     seconds = parity_results.record(tmp_path)[1]["seconds"]
     assert seconds == round(result["seconds"]["compile"] + 2 * rows[1]["seconds"], 1)
+
+
+def test_a_run_that_fails_lets_others_train_in_its_folder(tmp_path, monkeypatch):
+    def full(*args):
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        patch.setattr("jaxcifar.train.train_epoch", full)
+        tiny.fit(tiny.tiny_config(epochs=1), tmp_path, monkeypatch)
+    with (tmp_path / ".lock").open("ab") as file:
+        assert run_folder.lock(file)
+    with pytest.raises(UserError, match="no such run folder"):
+        tiny.fit(tiny.tiny_config(epochs=1, init_from="nowhere"), tmp_path / "b", monkeypatch)
+    with (tmp_path / "b" / ".lock").open("ab") as file:
+        assert run_folder.lock(file), "nor does one that could not begin"
+
+
+def test_what_is_no_checkpoint_does_not_hide_that_they_are_gone(tmp_path, monkeypatch):
+    config = tiny.tiny_config(epochs=1)
+    tiny.fit(config, tmp_path, monkeypatch)
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".DS_Store").write_text("")
+    with pytest.raises(UserError, match="finished run, whose checkpoints are gone"):
+        tiny.fit(config, tmp_path, monkeypatch)
+
+
+def test_a_file_is_written_where_its_link_points_and_no_device_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    link, target = tmp_path / "link.csv", tmp_path / "there" / "real.csv"
+    target.write_text("old")
+    link.symlink_to(target)
+    run_folder.write_atomic(run_folder.check_target(link), "new")
+    assert link.is_symlink() and target.read_text() == "new"
+    assert [path.name for path in target.parent.iterdir()] == ["real.csv"]
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in ((tmp_path / "pipe", "no regular file"), ("/dev/null", "no regular file"),
+                          (tmp_path / "there", "it is a folder"), (tmp_path / "a/b", "no folder")):
+        with pytest.raises(UserError, match=message):
+            run_folder.check_target(path)

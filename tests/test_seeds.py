@@ -301,3 +301,22 @@ def test_lines_of_a_seed_carry_its_prefix():
     print("three", file=prefixed)
     assert stream.getvalue() == "seed 1  one\nseed 1  two\n\rbarseed 1  three\n"
     assert not prefixed.isatty()
+
+
+def test_seeds_of_data_in_another_order_are_refused(tmp_path, monkeypatch):
+    short = EVERYTHING | {"epochs": 1}
+    run(tmp_path, way="no", chosen=[0], **short)
+    other = tiny.tiny_dataset(seed=1)
+    monkeypatch.setattr("jaxcifar.data.load", lambda name, data_dir: other)
+    with pytest.raises(UserError, match="seed0 was trained on this data set in another order"):
+        run(tmp_path, way="no", chosen=[1], **short)
+    assert not (tmp_path / "seed1").exists()
+
+
+def test_the_time_of_a_run_is_not_known_where_an_epoch_was_interrupted(tmp_path):
+    short = EVERYTHING | {"epochs": 1}
+    with pytest.raises(train.Interrupted):
+        run(tmp_path, way="no", chosen=[0], stop=StopAfter(2), **short)
+    result, _ = run(tmp_path, way="no", chosen=[0, 1], **short)
+    first, second = result["metrics"]["epoch_seconds"]["values"]
+    assert first is None and second > 0 and "epoch_seconds" in report.table(result)

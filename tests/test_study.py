@@ -116,3 +116,17 @@ def test_no_message_shows_a_password(tmp_path, url, shown):
     assert "secret" not in str(caught.value)
     told = str(study._failed(url, OSError(f"no access to {url.partition('://')[2] or url}")))
     assert f"storage {shown} failed" in told and "secret" not in told
+
+
+def test_who_is_killed_while_a_trial_ends_leaves_it_one_successor(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    killed = opened(tmp_path)
+    trial = killed.take(1)
+    SEARCH.suggest(trial)
+    monkeypatch.setattr(killed._study, "tell", lambda *args, **options: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        killed.end(trial, "stopped")
+    killed._locks.close()  # as the operating system does
+    assert finish(tmp_path, 1) == [(0, "stopped", None), (1, "complete", 0)]

@@ -16,7 +16,7 @@ import tiny
 from test_invariants import StopAfter
 
 from jaxcifar import config as config_lib
-from jaxcifar import parallel, programs, run_folder, study, train, tune
+from jaxcifar import parallel, programs, run_folder, splits, study, train, tune
 from jaxcifar.errors import UserError
 from jaxcifar.search_space import Choice, Float, Search
 from jaxcifar.state import create_state
@@ -46,6 +46,11 @@ def search(space=None, **entries):
     """Return a Search over learning rate and weight decay, two epochs of half of the batches."""
     return Search(space or RATES, **({"trial": {"epochs": 2, "epoch_fraction": 0.5},
                                       "pruner": "none"} | entries))
+
+
+def declared():
+    """Return what a study of these tests declares."""
+    return tune.declared(recipe(), search(), splits.load(recipe()).digest)
 
 
 def run(workdir, chosen=None, *, config=None, **options):
@@ -113,15 +118,21 @@ def test_a_study_trains_writes_tables_plots_and_the_best_recipe(tmp_path):
 
 
 def test_a_study_goes_on_as_if_never_interrupted(tmp_path, monkeypatch):
-    pretend(monkeypatch)
     monkeypatch.setattr(tune, "_refusal", lambda config: "")
-    for folder, totals in (("whole", [13]), ("parts", [11, 13])):
+    values = []
+    for folder, totals, stops in (("whole", [13], ()), ("parts", [5, 11, 13], (3, 12))):
+        tried = pretend(monkeypatch, lambda config: train.Interrupted(15) if (
+            len(tried) in stops) else None)  # in the middle of a trial, which is taken up again
         for total in totals:
-            content, _ = run(tmp_path / folder, search(WITH_CHOICE), trials=total)
-        assert len(content["trials"]) == 13  # TPE begins after 10 random ones
-    values = [[r["params"] for r in json.loads((tmp_path / folder / "study.json").read_text())[
-        "trials"]] for folder in ("whole", "parts")]
-    assert values[0] == values[1]
+            while True:
+                try:
+                    content, _ = run(tmp_path / folder, search(WITH_CHOICE), trials=total)
+                    break
+                except train.Interrupted:
+                    pass
+        values.append([r["params"] for r in content["trials"] if r["kind"] != "stopped"])
+        assert len(tried) == 13 + len(stops)
+    assert values[0] == values[1] and len(values[0]) == 13  # TPE begins after 10 random ones
     assert len({r["optimizer.learning_rate"] for r in values[0]}) == 13, "seeds differ by trial"
 
 
@@ -241,7 +252,7 @@ def test_an_objective_that_was_not_finite_before_the_stop_is_not_forgotten(tmp_p
 
 def test_what_a_killed_process_left_is_tried_once_more(tmp_path, monkeypatch):
     tried = pretend(monkeypatch)
-    declaration = tune.declared(recipe(), search())
+    declaration = declared()
     script = (
         "import json, os, signal, sys\n"
         "from jaxcifar import study\nfrom jaxcifar.search_space import Float, Search\n"
@@ -271,7 +282,7 @@ def test_what_a_killed_process_left_is_tried_once_more(tmp_path, monkeypatch):
 def test_what_another_machine_left_running_is_tried_again_on_request(tmp_path, monkeypatch):
     pretend(monkeypatch)
     storage = f"journal:{tmp_path / 'journal.log'}"
-    declaration = tune.declared(recipe(), search())
+    declaration = declared()
     with study.Study(tmp_path / "a", "study", search(), declaration, storage=storage) as there:
         there.take(2)
         content, _ = run(tmp_path / "b", trials=2, storage=storage)
@@ -304,7 +315,7 @@ def test_failures_are_recorded_and_tried_once_more(tmp_path, monkeypatch):
     assert records[1]["reason"] == "the loss is not finite at step 3"
     assert records[5]["reason"] == "RESOURCE_EXHAUSTED: Out of memory: 9 bytes"
     assert len(cleared) == 2 and printed.count("to be tried once more") == 3
-    with study.Study(tmp_path, "study", search(), tune.declared(recipe(), search())) as there:
+    with study.Study(tmp_path, "study", search(), declared()) as there:
         states = [t.state.name for t in there._trials()]
     assert states[:2] == ["FAIL", "PRUNED"], "the sampler learns from what diverges twice"
     assert states[5:7] == ["FAIL", "FAIL"]
@@ -384,3 +395,40 @@ def test_messages_of_a_study(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"is not installed: pip install -e '.\[tune\]'"):
         run(tmp_path / "study")
+
+
+def test_another_study_in_the_folder_leaves_the_trials_of_the_first_alone(tmp_path):
+    first, _ = run(tmp_path, trials=1)
+    other, _ = run(tmp_path, search(RATES | {"batch_size": Choice(16, 20)}), trials=1, name="other")
+    assert [content["trials"][0]["folder"] for content in (first, other)] == [
+        "trials/0000", "trials/0000_2"]
+    assert kinds(other) == ["complete"]
+    (tmp_path / "study.db").unlink()
+    again, _ = run(tmp_path, trials=1)  # the same parameters, whose weights are gone
+    assert again["trials"][0]["params"] == first["trials"][0]["params"]
+    assert again["trials"][0]["folder"] == "trials/0000_3"
+    assert again["trials"][0]["value"] == first["trials"][0]["value"]
+
+
+def test_a_machine_whose_data_are_in_another_order_takes_no_part(tmp_path, monkeypatch):
+    pretend(monkeypatch)
+    storage = f"journal:{tmp_path / 'journal.log'}"
+    run(tmp_path / "a", trials=1, storage=storage)
+    other = tiny.tiny_dataset(seed=1)
+    monkeypatch.setattr("jaxcifar.data.load", lambda name, data_dir: other)
+    with pytest.raises(UserError, match="declared otherwise .training set: '.{8}' there, '.{8}' her"):
+        run(tmp_path / "b", trials=2, storage=storage)
+
+
+@pytest.mark.parametrize(("body", "message"), [
+    ("return Search({'x': Float(1e-5)})", r"mine.py:3: TypeError: .*missing 1 required"),
+    ("return Serach({})", r"mine.py:3: NameError: name 'Serach' is not defined"),
+    ("return Search({'x': Int(16, 256, log=True, step=16)})", "1 with log"),
+    ("return Search({'x': Int(16, 256, step=0)})", "step must be at least 1")])
+def test_a_mistake_in_a_search_space_is_one_line(body, message, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from jaxcifar.search_space import Float, Int, Search\n"
+                    f"def search_space():\n    {body}\n")
+    with pytest.raises(UserError, match=message) as caught:
+        tune.load_search(str(path)).check(recipe())
+    assert "\n" not in str(caught.value)

@@ -18,8 +18,7 @@ from twins_best import ShakeShake, WideResNet
 from jaxcifar import config as config_lib
 from jaxcifar import models, train
 from jaxcifar.errors import UserError
-from jaxcifar.models import layers, shake_shake, wide_resnet
-from jaxcifar.report import models_page
+from jaxcifar.models import counts, layers, shake_shake, wide_resnet
 
 WIDE = {"depth": 28, "width": 3.5, "se_reduction": 8, "stochastic_depth": 0.1}
 NETWORKS = [  # name, options, parameters, twin
@@ -232,7 +231,7 @@ def test_the_docstring_says_the_sizes_and_the_cost():
         model = models.create(options.pop("name"), **options)
         image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
         variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
-        count = models_page.multiply_adds(
+        count = counts.multiply_adds(
             lambda v, x: model.apply(v, x, train=False), variables, image)
         assert round(count / 1e9, 2) == {"shake": 0.66, "wide": 0.65}[variant]
         assert round(6 * 50_000 * count * config.epochs / 150e12 / 60) == 13  # minutes

@@ -296,7 +296,7 @@ def test_dropout_is_where_the_originals_have_it():
     ("cifar100_cnn", {"kernel_sizes": (5, 5, 5, 7)}, "the map before conv_final is 6x6"),
     ("se_dla", {"filter_size": 4}, "filter_size = 4: expected 3 or 5"),
     ("se_dla", {"C4": 40}, "C4 = 40: expected a multiple of 16"),
-    ("imagenet_resnet18", {"channels": (8, 8)}, "one width and one count"),
+    ("imagenet_resnet18", {"channels": (8, 8)}, "imagenet_resnet18: its options name"),
     ("efficientnet_v2_s", {"stages": (("fusd", 1, 1, 8, 1),)}, "stages: .'fusd', 1, 1, 8, 1."),
 ])
 def test_options_that_cannot_be_are_refused_in_one_line(name, options, message):

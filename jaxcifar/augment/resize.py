@@ -155,6 +155,3 @@ def _offset(side, kept):
     if kept > side:
         return -((kept - side) // 2)
     return round((side - kept) / 2)
-
-
-DETERMINISTIC = (Resize, CenterCrop)

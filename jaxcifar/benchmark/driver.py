@@ -277,7 +277,7 @@ def write(rows, on_cpu, name, folder, settings):
     json_path, figure_path = _paths(rows, on_cpu, name, folder)
     for path in (json_path, figure_path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    run_folder.write_atomic(json_path, json.dumps({**settings, "rows": rows}, indent=1) + "\n")
+    run_folder.write_json(json_path, {**settings, "rows": rows})
     try:
         plot.bars(rows, figure_path,
                   title=f"Images per second, jaxcifar over PyTorch ({_device(rows)})")

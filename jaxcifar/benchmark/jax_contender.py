@@ -10,8 +10,8 @@ from jax import lax
 from jaxcifar import config as config_lib
 from jaxcifar import environment, epoch, models, parallel, train
 from jaxcifar.benchmark import inputs
+from jaxcifar.models import counts
 from jaxcifar.programs import Programs, runs_on_cpu, steps_per_call
-from jaxcifar.report import models_page
 from jaxcifar.state import create_state
 from jaxcifar.task import create_task
 
@@ -118,13 +118,12 @@ def multiply_adds(name):
     """
     model = models.create(name)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    variables = jax.eval_shape(
-        lambda x: model.init({"params": jax.random.key(0)}, x, train=False), image)
-    jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, image).jaxpr
+    jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(
+        models.shapes(model), image).jaxpr
     layer = _first_product(jaxpr)
     shapes = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in layer.invars]
-    first = models_page.multiply_adds(lambda *x: layer.primitive.bind(*x, **layer.params), *shapes)
-    forward = models_page.describe(name)["multiply_adds"]
+    first = counts.multiply_adds(lambda *x: layer.primitive.bind(*x, **layer.params), *shapes)
+    forward = counts.count(model)["multiply_adds"]
     return {"multiply_adds": forward, "training": 3 * forward - first}
 
 

@@ -7,6 +7,7 @@ folders     where data lies; locks and temporary directories
 store       TFDS folders, written and read without TensorFlow; builders: the TFDS builders
 prepare     official archive, folder or images -> TFDS folder; official, image_folder, download
 shapes32    the drawn dataset
+png_stream  images to predict, read batch by batch
 """
 
 from jaxcifar.data.dataset import Dataset, load, split_indices

@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from jaxcifar.data import shapes32
-from jaxcifar.data.specs import CIFAR10, CIFAR100, IMAGE_SHAPE, SHAPES32, SPECS, SPLITS
+from jaxcifar.data.specs import IMAGE_SHAPE, SHAPES32, SPECS, SPLITS
 
 
 class _ArrayBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -66,20 +66,6 @@ class _ArrayBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield i, example
 
 
-class Cifar10(_ArrayBuilder, skip_registration=True):
-    """Write CIFAR-10 as TFDS's cifar10/3.0.2."""
-
-    name = CIFAR10.name
-    VERSION = tfds.core.Version(CIFAR10.version)
-
-
-class Cifar100(_ArrayBuilder, skip_registration=True):
-    """Write CIFAR-100 as TFDS's cifar100/3.0.2."""
-
-    name = CIFAR100.name
-    VERSION = tfds.core.Version(CIFAR100.version)
-
-
 class Shapes32(_ArrayBuilder):
     """Draw and write shapes32; `tfds.builder("shapes32")` works once this module is imported."""
 
@@ -91,13 +77,10 @@ class Shapes32(_ArrayBuilder):
         return self.arrays or {split: shapes32.generate(spec, split) for split in SPLITS}
 
 
-BUILDERS = {builder.name: builder for builder in (Cifar10, Cifar100, Shapes32)}
-
-
 def builder_of(spec):
-    """Return the builder class of a dataset; of one without a class here, a new one."""
-    if spec.name in BUILDERS:
-        return BUILDERS[spec.name]
+    """Return the builder class of a dataset: it writes CIFAR-10 as TFDS's cifar10/3.0.2."""
+    if spec.name == SHAPES32.name:
+        return Shapes32
     fields = {"name": spec.name, "VERSION": tfds.core.Version(spec.version), "__module__": __name__}
     return types.new_class(spec.name.title(), (_ArrayBuilder,), {"skip_registration": True},
                            lambda namespace: namespace.update(fields))

@@ -60,8 +60,8 @@ def _read_split(spec, split, path):
     return SplitArrays(images, labels)
 
 
-def write(spec: DatasetSpec, folder: pathlib.Path, root: pathlib.Path, splits) -> bool:
-    """Write the cache of `folder` and drop older ones; return whether that worked.
+def write(spec: DatasetSpec, folder: pathlib.Path, root: pathlib.Path, splits) -> None:
+    """Write the cache of `folder` and drop older ones.
 
     A directory that cannot be written, a full disk or another process at it are no errors: the run
     goes on with the arrays in memory.
@@ -79,7 +79,6 @@ def write(spec: DatasetSpec, folder: pathlib.Path, root: pathlib.Path, splits) -
                 _remove_others(spec, target)
     except OSError as error:
         logging.info("%s: no decoded cache (%s); every start decodes the images", target, error)
-    return target.is_dir()
 
 
 def _save(path, array):

@@ -1,9 +1,9 @@
 """`load`: a dataset's name to four arrays, and `split_indices`: a seeded train/validation split."""
 
 import dataclasses
-import operator
 import os
 import pathlib
+import shlex
 
 import numpy as np
 from absl import logging
@@ -69,7 +69,7 @@ def _not_prepared(spec: DatasetSpec, root: pathlib.Path, explicit: bool) -> str:
     """Return the message that says where the data was looked for and how to prepare it."""
     source = "auto" if spec.archives else "FOLDER (of train/<class>/ and test/<class>/ images)"
     command = f"python scripts/prepare_data.py --dataset {spec.name} --source {source}"
-    command += f" --data_dir {root}" if explicit else ""
+    command += f" --data_dir {shlex.quote(str(root))}" if explicit else ""
     found = folders.find_sources(spec, root)
     hint = f" (it will take {found[0]})" if found else ""
     return (
@@ -78,18 +78,13 @@ def _not_prepared(spec: DatasetSpec, root: pathlib.Path, explicit: bool) -> str:
     )
 
 
-def split_indices(labels_or_count, val_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split range(N) at random: training indices int32 [N - val_size], validation [val_size].
+def split_indices(count: int, val_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split range(count) at random: training indices int32 [count - val_size], validation [val_size].
 
-    `labels_or_count` is N or an array of length N. Like torch.utils.data.random_split: the first
-    indices of a seeded permutation are for training, the others for validation. numpy's RandomState
-    is a frozen stream: the split stays the same in every numpy version. Raises DataError unless 0
-    <= val_size < N.
+    Like torch.utils.data.random_split: the first indices of a seeded permutation are for training,
+    the others for validation. numpy's RandomState is a frozen stream: the split stays the same in
+    every numpy version. Raises DataError unless 0 <= val_size < count.
     """
-    is_array = hasattr(labels_or_count, "__len__")
-    count = len(labels_or_count) if is_array else operator.index(labels_or_count)
-    if isinstance(val_size, bool) or not isinstance(val_size, (int, np.integer)):
-        raise DataError(f"val_size is {val_size!r}: expected a number of images, such as 5000")
     if not 0 <= val_size < count:
         raise DataError(f"val_size is {val_size}: expected 0 <= val_size < {count}, all the images")
     permutation = np.random.RandomState(seed).permutation(count).astype(np.int32)

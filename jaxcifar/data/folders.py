@@ -14,11 +14,6 @@ import tempfile
 from jaxcifar import run_folder
 from jaxcifar.data.specs import DataError, DatasetSpec
 
-try:
-    import fcntl
-except ImportError:  # Windows: no lock, only the atomic rename
-    fcntl = None
-
 
 def resolve_data_dir(data_dir: str | os.PathLike | None) -> pathlib.Path:
     """Return `data_dir`, or for None and "" TFDS's own: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
@@ -92,7 +87,7 @@ def dataset_lock(root: pathlib.Path, name: str, say=None, wait: bool = True):
         if wait and not held:
             if say:
                 say(f"another process is preparing {name} in {root}: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            run_folder.lock(file, wait=True)
         yield held or wait
 
 
@@ -103,7 +98,7 @@ def temporary_directory(parent: pathlib.Path, name: str):
     Call it with the dataset's lock held: then every other such directory belongs to a dead process.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".incomplete_{name}_"
+    prefix = f".incomplete_{name}."  # a dataset's name has no dot
     for stale in parent.glob(f"{prefix}*"):
         shutil.rmtree(stale, ignore_errors=True)
     path = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=parent))

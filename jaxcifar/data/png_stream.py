@@ -41,8 +41,8 @@ class Images:
 
     count: int. numbers: for each the number that its file's name is, ascending, or None where the
     source has no file names or one of them is no number. batches: size -> iterator of uint8
-    [n, 32, 32, 3], n = size but for the last. names: of the files, "" for an array's rows. notes:
-    sentences for the user.
+    [n, 32, 32, 3], n = size but for the last. names: of the files, () for an array. notes: sentences
+    for the user.
     """
 
     count: int
@@ -75,30 +75,31 @@ def open_images(path):
     return _open_array(path)
 
 
-def read_image(path):
-    """Return an image file's pixels, uint8 [32, 32, 3].
+def read_image(path, formats=_FORMATS):
+    """Return an image file's pixels, uint8 [32, 32, 3]; formats: of Pillow, that it may have.
 
     Grey, palette and opaque RGBA images become RGB, which loses nothing. Raises DataError naming
     the file: damaged, not 32x32, or with transparency, CMYK or more than 8 bits.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=formats) as image:
             if image.size != IMAGE_SHAPE[1::-1]:
                 raise DataError(f"{path}: {image.width}x{image.height} pixels, expected 32x32: "
                                 "resize it as the training images were")
-            if image.mode in ("RGB", *_ALPHA_MODES) and "16" in str(image.tile[0][3]):
+            if (image.format == "PNG" and image.mode in ("RGB", *_ALPHA_MODES)
+                    and "16" in str(image.tile[0][3])):
                 raise DataError(f"{path}: 16 bits per channel, of which Pillow would drop half; save "
                                 "it as 8-bit RGB")
             as_it_is = image.mode == "RGB" and "transparency" not in image.info
             return np.asarray(image if as_it_is else _to_rgb(image, path))
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: is no readable PNG or JPEG ({_reason(error)}); replace the "
-                        "file") from error
+        raise DataError(f"{path}: is no readable {', '.join(formats[:-1])} or {formats[-1]} "
+                        f"({_reason(error)}); replace the file") from error
 
 
 def _reason(error):
     if isinstance(error, Image.UnidentifiedImageError):
-        return "neither format begins so"
+        return "no such format begins so"
     return getattr(error, "strerror", None) or first_line(error)
 
 

@@ -30,12 +30,11 @@ def prepare(name: str, source: str = "auto", data_dir=None, say=lambda line: Non
     """
     spec = get_spec(name)
     root = folders.resolve_data_dir(data_dir)
+    if (folder := _there(spec, root, say)) is not None:  # it may be another's, to be read only
+        return folder
     try:
         with folders.dataset_lock(root, spec.name, say):
-            folder = folders.prepared_folder(spec, root)
-            if folder is not None:
-                say(f"{spec.name} is prepared already in {folder}; delete that folder to prepare "
-                    "it again")
+            if (folder := _there(spec, root, say)) is not None:
                 return folder
             folders.check_free_space(root, _bytes_needed(spec), f"preparing {spec.name}")
             splits = _arrays(spec, source, root, say)
@@ -44,6 +43,14 @@ def prepare(name: str, source: str = "auto", data_dir=None, say=lambda line: Non
             return folder
     except OSError as error:
         raise folders.os_error(error, root, f"preparing {spec.name}") from error
+
+
+def _there(spec, root, say):
+    """Return the folder where a dataset is prepared, and say so, or None."""
+    folder = folders.prepared_folder(spec, root)
+    if folder is not None:
+        say(f"{spec.name} is prepared already in {folder}; delete that folder to prepare it again")
+    return folder
 
 
 def _bytes_needed(spec):
@@ -83,7 +90,11 @@ def read_source(spec: DatasetSpec, path: pathlib.Path) -> dict[str, SplitArrays]
 
     Returns {"train": SplitArrays, "test": SplitArrays}, verified. Raises DataError naming `path`.
     """
-    splits = _read_any(spec, path)
+    try:
+        splits = _read_any(spec, path)
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: cannot be read ({error.strerror or error}); "
+                        "make it readable, or give another --source") from error
     for split in SPLITS:
         verify_split(spec, split, splits[split], str(path))
     return splits

@@ -23,13 +23,12 @@ class DataError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """Name one official archive: file name, md5 (hex), size in bytes, folder inside, version."""
+    """Name one official archive: file name, md5 (hex), size in bytes, folder inside."""
 
     file_name: str
     md5: str
     num_bytes: int
     folder: str
-    kind: str  # "python" (pickles) or "binary" (label bytes followed by pixels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,9 +183,9 @@ CIFAR10 = DatasetSpec(
     mean=(0.49140, 0.48216, 0.44653),
     archives=(
         Archive("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", 170_498_071,
-                "cifar-10-batches-py", "python"),
+                "cifar-10-batches-py"),
         Archive("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", 170_052_171,
-                "cifar-10-batches-bin", "binary"),
+                "cifar-10-batches-bin"),
     ),
     train_files=tuple(f"data_batch_{i}" for i in range(1, 6)),
     test_files=("test_batch",),
@@ -206,9 +205,9 @@ CIFAR100 = DatasetSpec(
     coarse_of_class=tuple(_COARSE_OF_NAME[name] for name in sorted(_COARSE_OF_NAME)),
     archives=(
         Archive("cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", 169_001_437,
-                "cifar-100-python", "python"),
+                "cifar-100-python"),
         Archive("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", 168_513_733,
-                "cifar-100-binary", "binary"),
+                "cifar-100-binary"),
     ),
     train_files=("train",),
     test_files=("test",),

@@ -94,8 +94,16 @@ def _read_split(spec, builder, split, folder):
             f"{count:,}; delete the folder and prepare it again"
         )
     verify_labels(spec, split, labels, features["label"].names, str(folder))
-    order = np.argsort(np.asarray(ids), kind="stable")  # all equal where there are no ids
+    order = _order(np.asarray(ids, bytes))
     return SplitArrays(images[order], labels[order], coarse[order] if spec.coarse_names else None)
+
+
+def _order(ids):
+    """Return where each example lies by its number: train_99999 comes before train_100000.
+
+    Without ids (all b""), the order that is there.
+    """
+    return np.lexsort((ids, np.char.str_len(ids)))
 
 
 def _records(builder, split):

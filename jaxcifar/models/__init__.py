@@ -128,6 +128,16 @@ def create(name, num_classes=10, *, dtype=jnp.float32, remat=False, **model_opti
     return cls(num_classes=num_classes, dtype=dtype, **chosen)
 
 
+def shapes(model, image_shape=(32, 32, 3), **options):
+    """Return the variables of a linen module as shapes (jax.eval_shape's); nothing is computed.
+
+    image_shape: (H, W, C) of its inputs; options: of its __call__, such as part.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(lambda x: model.init({"params": jax.random.key(0)}, x, train=False,
+                                               **options), images)
+
+
 def count_params(params):
     """Return the number of scalars in a pytree of arrays or of shapes (jax.eval_shape's result)."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

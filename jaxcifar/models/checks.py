@@ -18,14 +18,6 @@ def check_counts(model, **options):
         check_positive(model, **{f"{option}[{i}]": value for i, value in enumerate(values)})
 
 
-def check_stages(model, channels, blocks):
-    """Raise UserError unless both give one integer of at least 1 for every stage."""
-    check_counts(model, channels=channels, blocks=blocks)
-    if len(channels) != len(blocks):
-        raise UserError(f"{model}: channels {channels} and blocks {blocks} name different numbers "
-                        "of stages: give one width and one count of blocks per stage")
-
-
 def check_rate(model, **options):
     """Raise UserError unless every option is a probability below 1."""
     for option, value in options.items():

@@ -48,19 +48,23 @@ class Tree(nn.Module):
 
 
 class SimpleTree(nn.Module):
-    """Binary aggregation: a root joins two blocks (level 1) or two trees of one level less."""
+    """Binary aggregation: a root joins two blocks (level 1) or two trees of one level less.
+
+    block: module class of (features, stride, dtype=, name=).
+    """
 
     features: int
     level: int = 1
     stride: int = 1
     dtype: Any = jnp.float32
+    block: Any = BasicBlock
 
     @nn.compact
     def __call__(self, x, train):
         if self.level == 1:
-            half = functools.partial(BasicBlock, self.features)
+            half = functools.partial(self.block, self.features)
         else:
-            half = functools.partial(SimpleTree, self.features, self.level - 1)
+            half = functools.partial(SimpleTree, self.features, self.level - 1, block=self.block)
         left = half(self.stride, dtype=self.dtype, name="left_tree")(x, train)
         right = half(1, dtype=self.dtype, name="right_tree")(left, train)
         return _root([left, right], self.features, train, self.dtype)

@@ -40,7 +40,7 @@ class Block(nn.Module):
             y = nn.swish(unit(x, width, names=("conv1", "bn1")))
         y = unit(y, width, self.kernel_size, self.stride, width, names=("conv2", "bn2"))
         y = units.squeeze_excitation(
-            nn.swish(y), max(1, x.shape[-1] // 4), nn.swish, name="se", dtype=self.dtype)
+            nn.swish(y), max(1, x.shape[-1] // 4), nn.swish, dtype=self.dtype)
         y = unit(y, self.features, names=("conv3", "bn3"))
         if self.stride != 1 or x.shape[-1] != self.features:
             return y

@@ -1,22 +1,19 @@
-"""What the ImageNet models share: torchvision's initialisation, and the warning about small images.
+"""What the ImageNet models share: torchvision's blocks, and the warning about small images.
 
 Source: torchvision.models, whose definitions and state_dict names they follow, so that its
-ImageNet weights load. All of them take `part`, one of PARTS: "features" returns what the last
-linear layer (and the dropout before it) sees, [N, C], and "head" takes that in place of images.
+ImageNet weights load. All of them take `part`: "all", "features" to return what
+the last linear layer (and the dropout before it) sees, [N, C], or "head" to take that for images.
 """
 
 import functools
-import math
 import warnings
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from jaxcifar.models import layers
 
-PARTS = ("all", "features", "head")
 _SMALL = 64  # pixels; a stem of stride 32 leaves a single cell of anything smaller
 
 
@@ -36,15 +33,6 @@ def _warn(name, size, instead):
     warnings.warn(
         f"model {name!r} has an ImageNet stem, made for 224x224 pixels: of {size}x{size} it leaves "
         f"a single cell; use {instead} for these, or larger images", stacklevel=3)
-
-
-def kaiming_normal_fan_out(key, shape, dtype=jnp.float32):
-    """Draw N(0, 2 / fan_out), fan_out = kh kw out of a kernel [kh, kw, in, out].
-
-    Source: torch.nn.init.kaiming_normal_(mode="fan_out"), with torch's fan_out of grouped kernels.
-    """
-    fan_out = math.prod(shape[:-2]) * shape[-1]
-    return jax.random.normal(key, shape, dtype) * math.sqrt(2 / fan_out)
 
 
 def block(module, remat):
@@ -76,7 +64,7 @@ class ConvNormActivation(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         x = layers.Conv(self.features, self.kernel_size, self.stride, (self.kernel_size - 1) // 2,
-                        groups=self.groups, use_bias=False, kernel_init=kaiming_normal_fan_out,
+                        groups=self.groups, use_bias=False, kernel_init=layers.kaiming_normal_fan_out,
                         dtype=self.dtype, name="0")(x)
         x = layers.BatchNorm(eps=self.eps, momentum=self.momentum, dtype=self.dtype,
                              name="1")(x, train)
@@ -93,7 +81,7 @@ class SqueezeExcitation(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        conv = functools.partial(layers.Conv, kernel_size=1, kernel_init=kaiming_normal_fan_out,
+        conv = functools.partial(layers.Conv, kernel_size=1, kernel_init=layers.kaiming_normal_fan_out,
                                  bias_init=nn.initializers.zeros, dtype=self.dtype)
         means = layers.global_avg_pool(x)[:, None, None]
         hidden = self.activation(conv(self.squeeze, name="fc1")(means))

@@ -9,8 +9,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxcifar.errors import UserError
 from jaxcifar.models import imagenet, layers
+from jaxcifar.models.checks import check_per_stage
 
 
 class BasicBlock(nn.Module):
@@ -23,7 +23,7 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         conv = functools.partial(layers.Conv, self.features, use_bias=False, dtype=self.dtype,
-                                 kernel_init=imagenet.kaiming_normal_fan_out)
+                                 kernel_init=layers.kaiming_normal_fan_out)
         norm = functools.partial(layers.BatchNorm, dtype=self.dtype)
         y = layers.relu(norm(name="bn1")(conv(3, self.stride, 1, name="conv1")(x), train))
         y = norm(name="bn2")(conv(3, 1, 1, name="conv2")(y), train)
@@ -51,12 +51,10 @@ class ImageNetResNet(nn.Module):
         return x if part == "features" else layers.Linear(self.num_classes, name="fc")(x)
 
     def _features(self, images, train):
-        if len(self.channels) != len(self.blocks):
-            raise UserError(f"model options channels = {self.channels} and blocks = {self.blocks}: "
-                            "expected one width and one count of blocks per stage")
+        check_per_stage("imagenet_resnet18", channels=self.channels, blocks=self.blocks)
         imagenet.warn_small_images(self, "imagenet_resnet18", images, "'resnet18'")
         x = layers.Conv(self.channels[0], 7, 2, 3, use_bias=False, dtype=self.dtype,
-                        kernel_init=imagenet.kaiming_normal_fan_out, name="conv1")(images)
+                        kernel_init=layers.kaiming_normal_fan_out, name="conv1")(images)
         x = layers.relu(layers.BatchNorm(dtype=self.dtype, name="bn1")(x, train))
         x = layers.max_pool(x, 3, 2, 1)
         for stage, (features, count) in enumerate(zip(self.channels, self.blocks), start=1):

@@ -22,12 +22,12 @@ from jax import lax
 
 from jaxcifar.models import conv, products
 from jaxcifar.models.batch_norm import batch_norm
-from jaxcifar.models.pooling import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool
+from jaxcifar.models.pooling import adaptive_avg_pool, avg_pool, global_avg_pool, max_pool, pair
 
 __all__ = [
     "BatchContext", "BatchNorm", "Conv", "Dropout", "Dropout2d", "LayerNorm", "Linear",
     "adaptive_avg_pool", "avg_pool", "batch_context", "current_batch", "flatten", "global_avg_pool",
-    "max_pool", "relu", "uniform_fan_in",
+    "kaiming_normal_fan_out", "max_pool", "relu", "uniform_fan_in",
 ]
 
 
@@ -91,13 +91,18 @@ def uniform_fan_in(fan_in=None):
     return init
 
 
-def _pair(value):
-    return (value, value) if isinstance(value, int) else tuple(value)
+def kaiming_normal_fan_out(key, shape, dtype=jnp.float32):
+    """Draw N(0, 2 / fan_out), fan_out = kh kw out of a kernel [kh, kw, in, out].
+
+    Source: torch.nn.init.kaiming_normal_(mode="fan_out"), with torch's fan_out of grouped kernels.
+    """
+    fan_out = math.prod(shape[:-2]) * shape[-1]
+    return jax.random.normal(key, shape, dtype) * math.sqrt(2 / fan_out)
 
 
 def _sides(padding):
     """Return ((top, bottom), (left, right)) from an int, (rows, columns), or that form itself."""
-    return tuple(_pair(side) for side in _pair(padding))
+    return tuple(pair(side) for side in pair(padding))
 
 
 class Conv(nn.Module):
@@ -124,10 +129,10 @@ class Conv(nn.Module):
             raise ValueError(
                 f"Conv {self.name}: {channels} input and {self.features} output channels "
                 f"cannot be split into {self.groups} groups: choose a divisor of both")
-        shape = (*_pair(self.kernel_size), channels // self.groups, self.features)
+        shape = (*pair(self.kernel_size), channels // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         x = conv.conv2d(
-            x.astype(self.dtype), kernel.astype(self.dtype), stride=_pair(self.stride),
+            x.astype(self.dtype), kernel.astype(self.dtype), stride=pair(self.stride),
             padding=_sides(self.padding), groups=self.groups)
         if self.use_bias:
             bias_init = self.bias_init or uniform_fan_in(math.prod(shape[:-1]))
@@ -167,14 +172,13 @@ class BatchNorm(nn.Module):
     momentum: float = 0.1
     affine: bool = True
     dtype: Any = jnp.float32
-    scale_init: Any = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x, train):
         shape = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        scale = self.param("scale", self.scale_init, shape) if self.affine else jnp.ones(shape)
+        scale = self.param("scale", nn.initializers.ones, shape) if self.affine else jnp.ones(shape)
         bias = self.param("bias", nn.initializers.zeros, shape) if self.affine else jnp.zeros(shape)
         x = x.astype(self.dtype)
         batch = current_batch()

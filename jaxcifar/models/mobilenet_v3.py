@@ -68,8 +68,8 @@ class MobileNetV3(nn.Module):
 
     blocks: one row (kernel, expanded channels, channels, squeeze-excitation, "RE" or "HS", stride)
     per block; stem_width; last_width: of the hidden linear layer; dropout: on its output; remat: see
-    imagenet.block. Defaults:
-    torchvision's mobilenet_v3_small (2,542,856 parameters with 1,000 classes).
+    imagenet.block. Defaults: torchvision's mobilenet_v3_small (2,542,856 parameters with 1,000
+    classes).
     """
 
     num_classes: int = 10

@@ -12,7 +12,8 @@ import numpy as np
 from jax import lax
 
 
-def _pair(value):
+def pair(value):
+    """Return an int twice, and a pair as a tuple."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
@@ -44,8 +45,8 @@ def max_pool(x, kernel, stride=None, padding=0):
     x: [N, H, W, C]; kernel, stride (the kernel by default), padding: int or pair. Of equal values
     the first in row order takes the gradient, and NaN wins, as in torch.
     """
-    kernel, padding = _pair(kernel), _pair(padding)
-    stride = kernel if stride is None else _pair(stride)
+    kernel, padding = pair(kernel), pair(padding)
+    stride = kernel if stride is None else pair(stride)
     padded = _pad(x, padding, -jnp.inf)
     if kernel == stride:
         return _max_of_tiles(padded, kernel, padded.shape)
@@ -66,8 +67,8 @@ def avg_pool(x, kernel, stride=None, padding=0):
 
     x: [N, H, W, C]; kernel, stride (the kernel by default), padding: int or pair. Sums are float32.
     """
-    kernel, padding = _pair(kernel), _pair(padding)
-    stride = kernel if stride is None else _pair(stride)
+    kernel, padding = pair(kernel), pair(padding)
+    stride = kernel if stride is None else pair(stride)
     padded = _pad(x.astype(jnp.float32), padding, 0.0)
     if kernel == stride:
         total = _sum_of_tiles(padded, kernel, padded.shape)
@@ -155,7 +156,7 @@ def adaptive_avg_pool(x, output_size):
     Cell i averages rows floor(i H / out) to ceil((i + 1) H / out). Source:
     torch.nn.AdaptiveAvgPool2d.
     """
-    for axis, out in zip((1, 2), _pair(output_size)):
+    for axis, out in zip((1, 2), pair(output_size)):
         size = x.shape[axis]
         cells = []
         for i in range(out):

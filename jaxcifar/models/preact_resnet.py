@@ -11,8 +11,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxcifar.models import layers
-from jaxcifar.models.checks import check_positive, check_stages
+from jaxcifar.models import layers, units
+from jaxcifar.models.checks import check_per_stage, check_positive
 
 
 class PreActBlock(nn.Module):
@@ -36,16 +36,9 @@ class PreActBlock(nn.Module):
         y = conv(3, self.stride, 1, name="conv1")(y)
         y = conv(3, 1, 1, name="conv2")(layers.relu(norm(name="bn2")(y, train)))
         if self.reduction:
-            y = y * self._channel_weights(y)
+            y = units.squeeze_excitation(y, self.features // self.reduction, names=("fc1", "fc2"),
+                                         dtype=self.dtype)
         return y + x
-
-    def _channel_weights(self, x):
-        """Return a weight in (0, 1) for every channel, [N, 1, 1, C]: squeeze, then excitation."""
-        squeezed = layers.global_avg_pool(x)[:, None, None]
-        width = self.features // self.reduction
-        hidden = layers.Conv(width, 1, dtype=self.dtype, name="fc1")(squeezed)
-        return nn.sigmoid(
-            layers.Conv(self.features, 1, dtype=self.dtype, name="fc2")(layers.relu(hidden)))
 
 
 class PreActBottleneck(nn.Module):
@@ -87,7 +80,7 @@ class PreActResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images, train):
-        check_stages("preact_resnet", self.channels, self.blocks)
+        check_per_stage("preact_resnet", channels=self.channels, blocks=self.blocks)
         check_positive("preact_resnet", stem_width=self.stem_width)
         block = PreActBottleneck if self.bottleneck else PreActBlock
         x = _conv1(self)(images)
@@ -112,7 +105,7 @@ class SENet(nn.Module):
 
     @nn.compact
     def __call__(self, images, train):
-        check_stages("senet", self.channels, self.blocks)
+        check_per_stage("senet", channels=self.channels, blocks=self.blocks)
         check_positive("senet", reduction=self.reduction, stem_width=self.stem_width)
         check_positive("senet", **{"channels // reduction": min(self.channels) // self.reduction})
         x = layers.BatchNorm(dtype=self.dtype, name="bn1")(_conv1(self)(images), train)

@@ -39,7 +39,7 @@ class Block(nn.Module):
         y = layers.relu(unit(y, width, 3, self.stride, groups, names=("conv2", "bn2")))
         if self.se_ratio > 0:
             inner = max(1, round(x.shape[-1] * self.se_ratio))
-            y = units.squeeze_excitation(y, inner, name="se", dtype=self.dtype)
+            y = units.squeeze_excitation(y, inner, dtype=self.dtype)
         y = unit(y, self.features, names=("conv3", "bn3"))
         if self.stride != 1 or x.shape[-1] != self.features:
             x = unit(x, self.features, 1, self.stride, names=("shortcut.0", "shortcut.1"))

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxcifar.models import layers
+from jaxcifar.models.checks import check_per_stage
 
 
 def shortcut_padding(kernel, stride):
@@ -102,10 +103,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images, train):
-        if len(self.channels) != len(self.blocks):
-            raise ValueError(
-                f"channels {self.channels} and blocks {self.blocks} name different numbers of "
-                "stages: give one width and one count of blocks per stage")
+        check_per_stage("resnet", channels=self.channels, blocks=self.blocks)
         x = layers.Conv(self.stem_width, self.stem_kernel, padding=self.stem_kernel // 2,
                         use_bias=False, dtype=self.dtype, name="conv1")(images)
         x = layers.relu(layers.BatchNorm(dtype=self.dtype, name="bn1")(x, train))

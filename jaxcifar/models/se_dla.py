@@ -5,13 +5,15 @@ Aggregation". Structure and names are those of the team's published code (DLEnth
 trees are pytorch-cifar's SimpleDLA.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxcifar.errors import UserError
-from jaxcifar.models import layers
+from jaxcifar.models import layers, units
+from jaxcifar.models.dla import SimpleTree
 
 _REDUCTION = 16
 _SEARCHED = {"filter_size": (3, 5), "shortcut_kernel": (1, 3)}
@@ -43,43 +45,16 @@ class SEBottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        def conv_norm(x, kernel, stride, conv, norm):
-            x = layers.Conv(self.features, kernel, stride, kernel // 2, use_bias=False,
-                            dtype=self.dtype, name=conv)(x)
-            return layers.BatchNorm(dtype=self.dtype, name=norm)(x, train)
-
-        y = layers.relu(conv_norm(x, 1, 1, "conv1", "bn1"))
-        y = layers.relu(conv_norm(y, 3, self.stride, "conv2", "bn2"))
-        y = conv_norm(y, 1, 1, "conv3", "bn3")
+        conv_norm = functools.partial(units.conv_norm, features=self.features, train=train,
+                                      dtype=self.dtype)
+        y = layers.relu(conv_norm(x, names=("conv1", "bn1")))
+        y = layers.relu(conv_norm(y, kernel_size=3, stride=self.stride, names=("conv2", "bn2")))
+        y = conv_norm(y, names=("conv3", "bn3"))
         y = SqueezeExcitation(self.dtype, name="se")(y)
         if self.stride != 1 or x.shape[-1] != self.features:
-            x = conv_norm(x, self.shortcut_kernel, self.stride, "shortcut.0", "shortcut.1")
+            x = conv_norm(x, kernel_size=self.shortcut_kernel, stride=self.stride,
+                          names=("shortcut.0", "shortcut.1"))
         return layers.relu(y + x)
-
-
-class Tree(nn.Module):
-    """Two subtrees in a row, blocks where level is 1, and a 1x1 convolution of both outputs."""
-
-    features: int
-    level: int
-    stride: int = 1
-    shortcut_kernel: int = 1
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x, train):
-        def subtree(stride, name):
-            if self.level == 1:
-                return SEBottleneck(self.features, stride, self.shortcut_kernel, self.dtype,
-                                    name=name)
-            return Tree(self.features, self.level - 1, stride, self.shortcut_kernel, self.dtype,
-                        name=name)
-
-        left = subtree(self.stride, "left_tree")(x, train)
-        right = subtree(1, "right_tree")(left, train)
-        x = jnp.concatenate([left, right], axis=-1)
-        x = layers.Conv(self.features, 1, use_bias=False, dtype=self.dtype, name="root.conv")(x)
-        return layers.relu(layers.BatchNorm(dtype=self.dtype, name="root.bn")(x, train))
 
 
 class SEDLA(nn.Module):
@@ -112,11 +87,10 @@ class SEDLA(nn.Module):
                             "by which squeeze-excitation reduces it")
         x = images
         for name, width in (("base", self.C1), ("layer1", self.C2), ("layer2", self.C3)):
-            x = layers.Conv(width, self.filter_size, padding=self.filter_size // 2, use_bias=False,
-                            dtype=self.dtype, name=f"{name}.0")(x)
-            x = layers.relu(layers.BatchNorm(dtype=self.dtype, name=f"{name}.1")(x, train))
+            x = layers.relu(units.conv_norm(x, width, self.filter_size, train=train, dtype=self.dtype,
+                                            names=(f"{name}.0", f"{name}.1")))
+        block = functools.partial(SEBottleneck, shortcut_kernel=self.shortcut_kernel)
         for stage, (level, stride) in enumerate(((1, 1), (2, 2), (2, 2), (1, 2)), start=3):
-            x = Tree(self.C4, level, stride, self.shortcut_kernel, self.dtype,
-                     name=f"layer{stage}")(x, train)
+            x = SimpleTree(self.C4, level, stride, self.dtype, block, name=f"layer{stage}")(x, train)
         x = layers.flatten(layers.adaptive_avg_pool(x, self.pool_size))
         return layers.Linear(self.num_classes, name="linear")(x)

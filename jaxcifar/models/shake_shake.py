@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from jaxcifar.errors import UserError
 from jaxcifar.models import layers
 from jaxcifar.models.checks import check_positive
-from jaxcifar.models.wide_resnet import normal_fan_out
 
 
 @jax.custom_vjp
@@ -74,7 +73,7 @@ class Branch(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         conv = functools.partial(layers.Conv, self.features, 3, use_bias=False, dtype=self.dtype,
-                                 kernel_init=normal_fan_out)
+                                 kernel_init=layers.kaiming_normal_fan_out)
         norm = functools.partial(layers.BatchNorm, dtype=self.dtype)
         # The names are places in a torch Sequential, where 0 and 3 are ReLUs.
         x = layers.relu(norm(name="2")(conv(self.stride, 1, name="1")(x), train))
@@ -91,7 +90,7 @@ class Shortcut(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         conv = functools.partial(layers.Conv, self.features // 2, 1, self.stride, use_bias=False,
-                                 dtype=self.dtype, kernel_init=normal_fan_out)
+                                 dtype=self.dtype, kernel_init=layers.kaiming_normal_fan_out)
         moved = jnp.pad(x[:, 1:, 1:], ((0, 0), (0, 1), (0, 1), (0, 0)))
         x = jnp.concatenate([conv(name="conv1")(x), conv(name="conv2")(moved)], axis=-1)
         return layers.BatchNorm(dtype=self.dtype, name="bn")(x, train)
@@ -135,7 +134,7 @@ class ShakeShakeNet(nn.Module):
         if self.width % 2:
             raise UserError(f"shake_shake: width is {self.width}: give an even number, as the two "
                             "paths of a shortcut have half of the channels each")
-        x = layers.Conv(16, 3, 1, 1, use_bias=False, dtype=self.dtype, kernel_init=normal_fan_out,
+        x = layers.Conv(16, 3, 1, 1, use_bias=False, dtype=self.dtype, kernel_init=layers.kaiming_normal_fan_out,
                         name="c_in")(images)
         x = layers.BatchNorm(dtype=self.dtype, name="bn_in")(x, train)
         for stage in (1, 2, 3):

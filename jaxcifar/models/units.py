@@ -21,15 +21,17 @@ def conv_norm(x, features, kernel_size=1, stride=1, groups=1, *, names, train, d
     return layers.BatchNorm(dtype=dtype, name=norm)(x, train)
 
 
-def squeeze_excitation(x, features, activation=layers.relu, *, name, dtype):
+def squeeze_excitation(x, features, activation=layers.relu, *,
+                       names=("se.se1", "se.se2"), dtype):
     """Scale every channel by a number in (0, 1) that two 1x1 convolutions make of all their means.
 
-    x: [N, H, W, C]; features: channels between the convolutions, named `name`.se1 and `name`.se2.
-    Source: Hu et al. 2018, "Squeeze-and-Excitation Networks".
+    x: [N, H, W, C]; features: channels between the convolutions, which are called
+    `names`. Source: Hu et al. 2018, "Squeeze-and-Excitation Networks".
     """
     means = layers.global_avg_pool(x)[:, None, None]
-    hidden = layers.Conv(features, 1, dtype=dtype, name=f"{name}.se1")(means)
-    scale = layers.Conv(x.shape[-1], 1, dtype=dtype, name=f"{name}.se2")(activation(hidden))
+    first, second = names
+    hidden = layers.Conv(features, 1, dtype=dtype, name=first)(means)
+    scale = layers.Conv(x.shape[-1], 1, dtype=dtype, name=second)(activation(hidden))
     return x * jax.nn.sigmoid(scale)
 
 

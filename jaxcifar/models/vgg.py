@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxcifar.models import layers
-from jaxcifar.models.checks import check_stages
+from jaxcifar.models.checks import check_per_stage
 
 
 class VGG(nn.Module):
@@ -27,7 +27,7 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, images, train):
-        check_stages("vgg", self.channels, self.blocks)
+        check_per_stage("vgg", channels=self.channels, blocks=self.blocks)
         x, i = images, 0  # i: the position in torch's Sequential: convolution, BatchNorm, ReLU, ...
         for features, count in zip(self.channels, self.blocks):
             for _ in range(count):

@@ -7,26 +7,15 @@ too) are the common ones. Options add squeeze-and-excitation (Hu et al. 2018) an
 """
 
 import functools
-import math
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from jaxcifar.errors import UserError
 from jaxcifar.models import layers
 from jaxcifar.models.checks import check_positive, check_rate
 from jaxcifar.models.units import squeeze_excitation
-
-
-def normal_fan_out(key, shape, dtype=jnp.float32):
-    """Draw a kernel [kh, kw, in, out] from N(0, 2 / (kh kw out)).
-
-    torch.nn.init.kaiming_normal_(mode="fan_out"), the published code's.
-    """
-    kh, kw, _, features = shape
-    return jax.random.normal(key, shape, dtype) * math.sqrt(2 / (kh * kw * features))
 
 
 class WideBlock(nn.Module):
@@ -46,7 +35,7 @@ class WideBlock(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         conv = functools.partial(layers.Conv, self.features, use_bias=False, dtype=self.dtype,
-                                 kernel_init=normal_fan_out)
+                                 kernel_init=layers.kaiming_normal_fan_out)
         norm = functools.partial(layers.BatchNorm, dtype=self.dtype)
         y = layers.relu(norm(name="bn1")(x, train))
         if x.shape[-1] != self.features:
@@ -55,7 +44,7 @@ class WideBlock(nn.Module):
         y = layers.Dropout(self.dropout)(y, train)
         y = conv(3, 1, 1, name="conv2")(y)
         if self.reduction:
-            y = squeeze_excitation(y, self.features // self.reduction, name="se", dtype=self.dtype)
+            y = squeeze_excitation(y, self.features // self.reduction, dtype=self.dtype)
         return x + layers.Dropout(self.drop, broadcast_dims=(1, 2, 3))(y, train)
 
 
@@ -81,7 +70,7 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, images, train):
         self._check()
-        x = layers.Conv(16, 3, 1, 1, use_bias=False, dtype=self.dtype, kernel_init=normal_fan_out,
+        x = layers.Conv(16, 3, 1, 1, use_bias=False, dtype=self.dtype, kernel_init=layers.kaiming_normal_fan_out,
                         name="conv1")(images)
         count = (self.depth - 4) // 6
         for stage in (1, 2, 3):

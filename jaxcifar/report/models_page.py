@@ -1,12 +1,7 @@
 """The page of models: name, paper, sizes, file, accuracy published and measured, training speed."""
 
-import math
-
-import jax
-import jax.numpy as jnp
-
 from jaxcifar import models
-from jaxcifar.models.conv import plain_convolutions
+from jaxcifar.models import counts
 from jaxcifar.report import published
 
 # Beginning of the registry name -> paper. The longest beginning that fits counts.
@@ -44,26 +39,10 @@ PAPERS = {
 }
 
 
-def multiply_adds(function, *args):
-    """Return the multiply-adds of a function's convolutions and matrix products, an int.
-
-    function, args: as for jax.make_jaxpr; nothing is computed. Elementwise work is not counted.
-    """
-    with plain_convolutions():
-        return _count(jax.make_jaxpr(function)(*args).jaxpr)
-
-
 def describe(name):
     """Return a model's row at 32x32 and 10 classes: name, paper, file, params, multiply_adds."""
-    model = models.create(name)
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    variables = jax.eval_shape(
-        lambda x: model.init({"params": jax.random.key(0)}, x, train=False), image)
     return {"name": name, "paper": PAPERS[max((p for p in PAPERS if name.startswith(p)), key=len)],
-            "file": f"{models.MODELS[name][0]}.py",
-            "params": models.count_params(variables["params"]),
-            "multiply_adds": multiply_adds(
-                lambda v, x: model.apply(v, x, train=False), variables, image)}
+            "file": f"{models.MODELS[name][0]}.py", **counts.count(models.create(name))}
 
 
 def page(measured, speeds):
@@ -102,24 +81,3 @@ def line(name, measured="", speed=""):
     return (f"| `{name}` | {row['paper']} | {row['params']:,} | "
             f"{row['multiply_adds'] / 1e6:,.1f} M | [{row['file']}](../jaxcifar/models/{row['file']}) | "
             f"{accuracy[0] if accuracy else ''} | {measured} | {speed} |")
-
-
-def _count(jaxpr):
-    return sum(_count_equation(equation) for equation in jaxpr.eqns)
-
-
-def _count_equation(equation):
-    name = equation.primitive.name
-    if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape  # rows, columns, channels per group, features
-        return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel[:-1])
-    if name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        left = equation.invars[0].aval.shape
-        return math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
-    inner = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
-    return sum(_count(getattr(value, "jaxpr", value)) for value in inner if _is_jaxpr(value))
-
-
-def _is_jaxpr(value):
-    return hasattr(value, "eqns")

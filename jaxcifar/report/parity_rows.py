@@ -10,16 +10,14 @@ import runpy
 import statistics
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxcifar import augment, models
 from jaxcifar import config as config_lib
-from jaxcifar.data.specs import IMAGE_SHAPE, SPECS
+from jaxcifar.data.specs import IMAGE_SHAPE, get_spec
 from jaxcifar.errors import UserError
+from jaxcifar.models import counts as model_counts
 from jaxcifar.report import published
-from jaxcifar.report.models_page import multiply_adds
 from jaxcifar.run_folder import write_json
 
 PUBLISHED = "published"  # the word for all rows with a published number that needs a run
@@ -138,7 +136,7 @@ def count(config):
     The multiply-adds are of one image's forward pass, at the size to which its augmentation brings
     it. A network of config.IMAGENET has "imagenet_params" too, its parameters with 1,000 classes.
     """
-    num_classes = len(SPECS[config.dataset].class_names)
+    num_classes = get_spec(config.dataset).num_classes
     pipeline = augment.build(config.augment, tuple(config.mean), tuple(config.std), num_classes)
     model, shape = config.model.to_json(sort_keys=True), pipeline.output_shape(IMAGE_SHAPE)
     counted = dict(_count(model, num_classes, shape))
@@ -151,21 +149,15 @@ def count(config):
 def _count(model_json, num_classes, image_shape):
     options = json.loads(model_json)
     model = models.create(options.pop("name"), num_classes, **options)
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(
-        lambda x: model.init({"params": jax.random.key(0)}, x, train=False), image)
-    return {"params": models.count_params(variables["params"]),
-            "multiply_adds": multiply_adds(
-                lambda v, x: model.apply(v, x, train=False), variables, image)}
+    return model_counts.count(model, image_shape)
 
 
 def work(config, multiply_adds):
     """Return a run's multiply-adds, a float: forward and backward (twice that) over all epochs,
     and the forward pass of the validation and test images that are measured after each."""
-    spec = SPECS[config.dataset]
-    classes = len(spec.class_names)
-    train = spec.train_per_class * classes - config.val_size
-    measured = config.val_size + spec.test_per_class * classes * config.test_every_epoch
+    spec = get_spec(config.dataset)
+    train = spec.count("train") - config.val_size
+    measured = config.val_size + spec.count("test") * config.test_every_epoch
     return float(config.epochs * (3 * train + measured) * multiply_adds)
 
 

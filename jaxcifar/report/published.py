@@ -16,7 +16,8 @@ class Row:
     report. variant: the configuration that reproduces it, as --config takes it; "" where needs is
     "peer". metric: train_loss, train_accuracy (percent), test_loss, test_accuracy, val_accuracy,
     kaggle_accuracy (of the 10,000 test images), params, imagenet_params (with a last layer of 1,000
-    classes), minutes, seconds_per_epoch, seconds or pflops. epoch: after which it was measured, from 1; None where `measured` or the report decides.
+    classes), minutes, seconds_per_epoch, seconds or pflops. epoch: after which it was measured,
+    from 1; None where `measured` or the report decides.
     value: the number, or the lower end of a range. upper: its upper end, else None. approximate:
     printed as "about", as a range or rounded to millions. measured: last, best_val_loss,
     best_val_accuracy or best_test_accuracy as config.selection, else counted, clock or stated (by

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcifar import muon, partition
+from jaxcifar import models, muon, partition
 from jaxcifar.benchmark import children
-from jaxcifar.config import IMAGE_SHAPE
 from jaxcifar.errors import UserError
 from jaxcifar.speedrun import training
 
@@ -62,10 +61,7 @@ def specification(run, *, runs, platform, compile_mode):
 def _parameters(run):
     """Return {torch's name: its factor of the rate, whether it decays, whether Muon takes it}."""
     config = run.config
-    image = jnp.zeros((1, *IMAGE_SHAPE))
-    shapes = jax.eval_shape(lambda: run.task.model.init(
-        {"params": jax.random.key(0)}, image, train=False))["params"]
-    trained, _ = partition.split(shapes, config.trainable)
+    trained, _ = partition.split(models.shapes(run.task.model)["params"], config.trainable)
     pairs = partition.multipliers(config.lr_multipliers)
     factors = jax.tree.leaves(partition.factors(trained, pairs))
     kept = config.optimizer.decay_exclude

@@ -1,4 +1,4 @@
-"""A speedrun in PyTorch, to be measured beside ours: the child process of `rival.run`.
+"""A speedrun in PyTorch, to be measured beside ours: the child process of `rival.measure`.
 
     python -m jaxcifar.speedrun.torch_rival SPECIFICATION.json
 
@@ -284,7 +284,7 @@ def prepare(spec, arrays):
         try:
             rival = Rival(spec, arrays, compile_mode=mode)
             if rival.cuda or mode != "off":
-                rival.run(spec["runs"])
+                rival.measure(spec["runs"])
         except UserError:
             raise
         except Exception as error:  # torch.compile fails in many ways: no compiler, a Triton error
@@ -321,7 +321,7 @@ def main():
             rival, apart = prepare(spec, dict(arrays))
         send({"ready": apart, "environment": environment(rival)})
         for seed in range(spec["runs"]):
-            send(rival.run(seed))
+            send(rival.measure(seed))
     except Exception as error:
         send({"error": f"{type(error).__name__}: {error}" if not isinstance(error, UserError)
               else str(error)})
