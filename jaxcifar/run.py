@@ -184,7 +184,7 @@ def refuse_other_config(config, workdir):
     path = workdir / "config.json"
     try:
         there = config_lib.flatten(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:  # no file, no JSON, no object
         raise UserError(f"{path} cannot be read ({error}), but the folder holds a run: put it back "
                         "or choose another --workdir") from error
     here = config_lib.flatten(config_lib.to_dict(config))

@@ -21,6 +21,12 @@ if os.environ.get("CI"):
     import tensorboard  # noqa: F401  (what compares with them must not be skipped unseen in CI)
     import torch  # noqa: F401
 
+
+def pytest_report_header():
+    """Say on which images the tests run."""
+    return f"images: {os.environ.get('JAXCIFAR_CIFAR', 'generated ones (JAXCIFAR_CIFAR is not set)')}"
+
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 

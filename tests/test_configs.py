@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxcifar import config as config_lib
-from jaxcifar import models, partition
+from jaxcifar import models
 from jaxcifar.errors import UserError
 from jaxcifar.report import published
 from jaxcifar.task import create_task
@@ -68,8 +68,8 @@ def test_a_configuration_is_valid(spec):
     config = ALL[spec]
     config_lib.validate(config)
     small = config.copy_and_resolve_references()  # all but the network, which the next test builds
-    small.model = config_lib.model("lenet")
-    small.trainable = small.lr_multipliers = ""  # paths of that network
+    small.model = config_lib.model("lenet")  # quickly built
+    small.trainable = small.lr_multipliers = ""  # paths of its own network
     small.optimizer.decay_exclude = small.optimizer.muon_exclude = ""
     num_train = 50_000 - config.val_size
     task = create_task(small, num_train=num_train, num_classes=CLASSES[config.dataset])
@@ -96,10 +96,15 @@ def test_a_network_builds(specs):
     model = models.create(options.pop("name"), num_classes=num_classes, **options)
     logits, variables = jax.eval_shape(lambda: model.init_with_output(
         {"params": jax.random.key(0)}, jnp.zeros((2, 32, 32, 3)), train=False))
-    partition.check_trainable(variables["params"], config.trainable)
     assert logits.shape == (2, num_classes)
     count = models.count_params(variables["params"])
     assert not config.max_params or count <= config.max_params
+    as_trained = {(c.augment, c.eval_transform, c.trainable, c.lr_multipliers, c.optimizer.name,
+                   c.optimizer.decay_exclude, c.optimizer.muon_exclude): c for c in map(ALL.get, specs)
+                  if c.trainable or c.lr_multipliers or c.optimizer.decay_exclude
+                  or c.optimizer.muon_exclude or "size" in c.augment}
+    for config in as_trained.values():  # its patterns match, at the size of its images
+        create_task(config, 50_000 - config.val_size, num_classes)
     for spec in specs:
         if spec.startswith("configs/resnet5m.py:model"):
             assert count == PARAMS[spec.partition(":")[2]]
@@ -172,6 +177,14 @@ def test_a_wrong_value_is_named(change, message):
     ({"augment": "flop"}, "flip"),
     ({"schedule.gamma": 0.5}, "config.schedule.gamma = 0.5 has no effect on schedule 'constant'"),
     ({"max_params": 1000}, "more than config.max_params = 1,000"),
+    ({"batch_size": 128, "drop_last": True}, "batch_size = 128 is larger than the training set .100"),
+    ({"schedule.name": "one_cycle", "schedule.cycle_momentum": True, "optimizer.momentum": 0.0},
+     "cycle_momentum = True needs an optimizer with momentum"),
+    ({"model.pool": 40}, "model 'resnet5m' cannot be built: pooling window .40, 1. is larger"),
+    ({"model.blocks": (1, 1)}, "resnet: its options name different numbers of stages"),
+    ({"augment": "crop(4, size=64)"}, "size 64 is larger than the padded image of 32x32"),
+    ({"augment": "resize(40)", "eval_transform": "resize(48)", "model.pool": 2},
+     "has other parameters for training images of .40, 40. than for held-out ones of .48, 48."),
 ])
 def test_a_wrong_name_is_named(change, message):
     config = config_lib.default()
@@ -180,7 +193,8 @@ def test_a_wrong_name_is_named(change, message):
         target = config
         for parent in parents:
             target = target[parent]
-        target[name] = value
+        with target.unlocked():
+            target[name] = value
     with pytest.raises(UserError, match=message):
         config_lib.validate(config)
         create_task(config, num_train=100, num_classes=10)

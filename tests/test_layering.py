@@ -1,7 +1,9 @@
 """The house's floors: a module imports only from its own or a lower one, and some names stay in one file."""
 
 import ast
+import graphlib
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -29,10 +31,10 @@ FLOORS = {
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imports(path):
-    """Return the dotted names that a module imports, wherever in the file."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imports(path, *, at_once=False):
+    """Return the dotted names that a module imports; at_once: when it is imported itself."""
+    names, tree = set(), ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -57,6 +59,33 @@ def test_a_module_imports_only_from_its_floor_or_below(path):
         parts = name.split(".")
         if parts[0] == "jaxcifar" and len(parts) > 1:
             assert FLOORS[parts[1]] <= floor, f"{path.name} (floor {floor}) imports {name}"
+
+
+def module_name(path):
+    """Return the dotted name of a module file; a package's is that of its folder."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_module_imports_itself_through_others():
+    names = {module_name(path) for path in MODULES}
+
+    def module(name):  # of "jaxcifar.errors.UserError"
+        parts = name.split(".")
+        return next((part for n in range(len(parts), 0, -1)
+                     if (part := ".".join(parts[:n])) in names), None)
+
+    graph = {module_name(path): {module(name) for name in imports(path, at_once=True)} - {None}
+             for path in MODULES}
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names the circle
+    assert len(order) == len(names) > 100
+
+
+def test_only_parallel_knows_devices():
+    users = {path.name for path in MODULES
+             if re.search(r"jax\.(pmap|shard_map)\b|\bMesh\(|NamedSharding",
+                          path.read_text(encoding="utf-8"))}
+    assert users == {"parallel.py"}
 
 
 @pytest.mark.parametrize(("package", "owners"), [

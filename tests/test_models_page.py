@@ -7,6 +7,8 @@ import shutil
 import jax
 import jax.numpy as jnp
 import pytest
+from test_zoo_mobile import ZOO
+from twins_classic import MODELS
 
 from jaxcifar import models
 from jaxcifar.models import conv, counts
@@ -48,6 +50,16 @@ def test_the_page_has_the_current_line(name, what_was_measured):
     accuracies, speeds = what_was_measured
     line = models_page.line(name, accuracies.get(name, ""), speeds.get(name, ""))
     assert line in PAGE.read_text(encoding="utf-8").splitlines()
+
+
+def test_the_page_has_the_numbers_of_parameters_that_the_originals_have():
+    counted = {name: count for name, (count, _) in MODELS.items()}
+    counted |= {name: count for name, (_, _, count) in ZOO.items()}
+    text = PAGE.read_text(encoding="utf-8")
+    lines = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    assert len(counted) > 30
+    for name, count in counted.items():
+        assert lines[name].split(" | ")[2] == f"{count:,}", name
 
 
 def test_the_page_has_every_model_with_what_was_measured_of_it(what_was_measured):

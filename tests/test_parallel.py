@@ -30,6 +30,12 @@ def test_what_the_devices_refuse(fields, message):
         parallel.create(tiny.tiny_config(**fields))
 
 
+def test_several_processes_use_all_devices(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="num_devices must be 0 .all. when several processes run"):
+        parallel.create(tiny.tiny_config(num_devices=2))
+
+
 @pytest.mark.parametrize(("size", "count", "backend", "expected"), [
     (0, 1, "gpu", 1000), (0, 16, "gpu", 1008), (0, 1, "cpu", 100), (0, 3, "cpu", 102),
     (64, 1, "cpu", 64), (64, 2, "gpu", 64)])

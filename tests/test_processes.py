@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tiny
+from test_invariants import SHORT, assert_same_rows
 
 HERE = pathlib.Path(__file__).parent
 
@@ -21,23 +22,28 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def run_processes(workdir, kind, count=2):
-    """Run process_of_run.py `count` times side by side; return what each printed (less gloo's)."""
+def run_processes(workdir, *, stops=(-1, -1), seeds=(0, 0), code=0, **fields):
+    """Run two of process_of_run.py side by side; return what each printed (less gloo's).
+
+    stops, seeds: of each, see there; code: the exit code of both.
+    """
     port = str(free_port())
     started = [subprocess.Popen(
-        [sys.executable, str(HERE / "process_of_run.py"), str(workdir), kind, port, str(count), str(i)],
+        [sys.executable, str(HERE / "process_of_run.py"), str(workdir), port, "2", str(i),
+         json.dumps(fields), str(stops[i]), str(seeds[i])],
         cwd=HERE.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for i in range(count)]
-    return outputs(started)
+        for i in range(2)]
+    return outputs(started, code)
 
 
-def outputs(started):
+def outputs(started, code=0):
     """Wait for the processes; return what each printed, less gloo's lines. None outlives this."""
     texts = []
     try:
         for process in started:
             out, err = process.communicate(timeout=300)
-            assert process.returncode == 0, err[-2000:]
+            assert process.returncode == code, err[-2000:]
+            out += err if code == 2 else ""
             # Gloo's threads write their lines into each other's.
             texts.append("\n".join(line for line in out.splitlines() if line.strip()
                                    and "[Gloo]" not in line and "peer ranks" not in line))
@@ -52,7 +58,7 @@ def outputs(started):
 @pytest.mark.parametrize(("kind", "other"), [("pmap", "shard_map"), ("shard_map", "pmap")])
 def test_two_processes_equal_one(kind, other, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
-    first, second = run_processes(tmp_path / "two", kind)
+    first, second = run_processes(tmp_path / "two", parallel=kind)
     assert "test accuracy" in first and second == "", "only the first process speaks"
     summary, rows = tiny.fit(tiny.tiny_config(), tmp_path / "one", monkeypatch)
     two = tiny.rows(tmp_path / "two")
@@ -61,12 +67,30 @@ def test_two_processes_equal_one(kind, other, tmp_path, monkeypatch):
         for key, value in ours.items():
             np.testing.assert_allclose(value, theirs[key], rtol=2e-4, atol=2e-5, err_msg=key)
     # A second start resumes at the end, in both processes, and measures the same the other way.
-    first, _ = run_processes(tmp_path / "two", other)
+    first, _ = run_processes(tmp_path / "two", parallel=other)
     assert "resumed after epoch 2" in first
     assert len(tiny.rows(tmp_path / "two")) == 2
     result = json.loads((tmp_path / "two" / "result.json").read_text())
     assert result["test_accuracy"] == summary.result["test_accuracy"]
     np.testing.assert_allclose(result["test_loss"], summary.result["test_loss"], rtol=2e-4)
+
+
+def test_two_processes_stop_together_and_go_on_from_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
+    fields = SHORT | {"augment": "flip|crop(2)|mixup(0.2)"}
+    run_processes(tmp_path / "two", stops=(-1, 5), code=143, **fields)  # a signal to the second only
+    assert [row["epoch"] for row in tiny.rows(tmp_path / "two")] == [1]
+    first, _ = run_processes(tmp_path / "two", **fields)
+    assert "resumed after epoch 1" in first
+    _, rows = tiny.fit(tiny.tiny_config(**fields), tmp_path / "one", monkeypatch)
+    assert_same_rows(tiny.rows(tmp_path / "two"), rows)
+
+
+def test_two_processes_with_other_data_are_both_told_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
+    for text in run_processes(tmp_path / "two", seeds=(0, 1), code=2):
+        assert "the processes have the data set in different orders" in text
+    assert not (tmp_path / "two").exists()
 
 
 def test_the_command_line_starts_one_run_in_two_processes(tmp_path):

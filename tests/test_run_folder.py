@@ -188,3 +188,15 @@ def test_a_file_is_written_where_its_link_points_and_no_device_is_replaced(tmp_p
                           (tmp_path / "there", "it is a folder"), (tmp_path / "a/b", "no folder")):
         with pytest.raises(UserError, match=message):
             run_folder.check_target(path)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_a_run_without_its_configuration_is_not_gone_on_with(content, tmp_path, monkeypatch):
+    config = tiny.tiny_config(epochs=1)
+    tiny.fit(config, tmp_path, monkeypatch)
+    path = tmp_path / "config.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match="config.json cannot be read .*put it back or choose another"):
+        tiny.fit(config, tmp_path, monkeypatch)
