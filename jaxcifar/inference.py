@@ -12,13 +12,10 @@ import numpy as np
 from jax import lax
 
 from jaxcifar import config as config_lib
-from jaxcifar import command, convert, errors, parallel, run_folder, selection, splits, train
+from jaxcifar import command, errors, parallel, run_folder, saved, selection, splits, train
 from jaxcifar.checkpoint import Checkpoints
-from jaxcifar.data import specs
 from jaxcifar.epoch import eval_batch_size
 from jaxcifar.errors import UserError
-from jaxcifar.state import create_state
-from jaxcifar.task import create_task
 
 CHECKPOINTS = ("selected", "last", "best")
 SPLITS = ("test", "val", "train")
@@ -64,11 +61,10 @@ def load(workdir, which="selected"):
     if which not in CHECKPOINTS:
         raise UserError(errors.unknown("choice of checkpoint", which, CHECKPOINTS))
     workdir = pathlib.Path(workdir)
-    config = convert.read_config(workdir)
+    config = saved.read_config(workdir)
     train.configure_jax(config)
     run_hash, config = config_lib.config_hash(config), _for_this_machine(config)
-    spec = specs.get_spec(config.dataset)
-    task = create_task(config, spec.count("train") - config.val_size, spec.num_classes)
+    task = saved.task_of(config)
     result = _read_result(workdir)
     state, reason = _choose(workdir, task, which, result)
     epoch, step = int(state.epoch), int(state.step)
@@ -194,7 +190,7 @@ def _choose(workdir, task, which, result):
     """Return (TrainState, why this one)."""
     folder = workdir / "checkpoints"
     run_folder.refuse_without_checkpoints(workdir)
-    template = jax.tree.map(np.asarray, create_state(task, task.config.seed))
+    template = saved.template(task)
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
         if which == "selected" and result:

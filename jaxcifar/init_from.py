@@ -8,7 +8,6 @@ import hashlib
 import http.client
 import os
 import pathlib
-import tempfile
 import urllib.error
 import urllib.request
 
@@ -16,7 +15,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from jaxcifar import convert, models, torch_weights, weight_files
+from jaxcifar import models, saved, torch_weights, weight_files
 from jaxcifar.errors import UserError, unknown
 
 ADDRESS = "https://download.pytorch.org/models/"
@@ -41,7 +40,7 @@ def start(task, state):
     if not config.init_from:
         return state, []
     path, given = _read(config.init_from)
-    name, options = convert.model_of(config)
+    name, options = saved.model_of(config)
     own = torch_weights.to_torch(name, {"params": state.params, "batch_stats": state.batch_stats},
                                  num_classes=task.num_classes, image_size=task.image_size,
                                  **options)
@@ -85,20 +84,12 @@ def _read(source):
         path = torchvision_file(source)
     else:
         if path.is_dir():
-            return path, _of_run(path)
+            return path, saved.state_dict(path)[0]  # of its best epoch
         if path.suffix not in weight_files.SUFFIXES:
             raise UserError(f"config.init_from = {source!r}: there is no such run folder; give one, a "
                             f"{', '.join(weight_files.SUFFIXES)} file, or one of "
                             f"{', '.join(TORCHVISION)}")
     return path, weight_files.load_file(path)
-
-
-def _of_run(folder):
-    """Return the state_dict of a run's best epoch (the last one where it compares none)."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = pathlib.Path(scratch) / "weights.safetensors"
-        convert.export_run(folder, path)
-        return {key: np.array(value) for key, value in weight_files.load_file(path).items()}
 
 
 def torchvision_file(name):

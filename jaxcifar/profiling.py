@@ -20,10 +20,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcifar import epoch, features, logs, parallel, run_folder, splits, trace, train
+from jaxcifar import epoch, features, logs, parallel, run_folder, saved, splits, trace, train
 from jaxcifar.errors import UserError
 from jaxcifar.programs import Programs
-from jaxcifar.state import create_state
 from jaxcifar.task import create_task
 
 _ROWS = 10
@@ -163,7 +162,7 @@ def prepare(config, num_steps, say):
     """
     devices, arrays = parallel.create(config), splits.load(config)
     task = create_task(config, len(arrays.train["labels"]), arrays.num_classes)
-    state = jax.tree.map(np.asarray, create_state(task, config.seed))
+    state = saved.template(task)
     if not features.obstacle(task):
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         task, arrays = features.on_features(task, variables, arrays)

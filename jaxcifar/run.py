@@ -3,14 +3,10 @@
 import json
 import pathlib
 
-import jax
-import numpy as np
-
 from jaxcifar import config as config_lib
-from jaxcifar import environment, init_from, logs, parallel, run_folder, selection, splits
+from jaxcifar import environment, init_from, logs, parallel, run_folder, saved, selection, splits
 from jaxcifar.checkpoint import Checkpoints
 from jaxcifar.errors import UserError
-from jaxcifar.state import create_state
 
 
 class Run:
@@ -38,7 +34,7 @@ class Run:
         """
         self._task, self._data_digest = task, data_digest
         self.workdir = pathlib.Path(workdir)
-        self._template = jax.tree.map(np.asarray, create_state(task, task.config.seed))
+        self._template = saved.template(task)
         self.environments = [environment.environment()]
         self._checkpoints, self._held, self._closed = None, False, False
         if not parallel.is_same(int(data_digest or "0", 16) >> 1):  # 31 bits

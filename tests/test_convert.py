@@ -11,7 +11,7 @@ import pytest
 import tiny
 from torch_twins import ResNet
 
-from jaxcifar import (checkpoint, convert, run_folder, selection, torch_weights,
+from jaxcifar import (checkpoint, convert, run_folder, saved, selection, torch_weights,
                       weight_files)
 from jaxcifar import config as config_lib
 from jaxcifar.errors import UserError
@@ -179,7 +179,7 @@ def test_the_command_line_both_ways(run, tmp_path, capsys):
     convert.main(["convert", f"--from={path}", f"--to={new}", f"--config={tmp_path}/tiny.py:fast",
                   "--config.seed=3", "--config.mean=(0.5,0.5,0.5)"])
     assert "a run at epoch 0" in capsys.readouterr().out
-    config = convert.read_config(new)
+    config = saved.read_config(new)
     assert (config.seed, config.optimizer.momentum, tuple(config.mean)) == (3, 0.9, (0.5,) * 3)
     assert config_lib.to_dict(config) == json.loads((tmp_path / "new/config.json").read_text())
 
@@ -187,7 +187,7 @@ def test_the_command_line_both_ways(run, tmp_path, capsys):
 def test_every_configuration_survives_config_json(tmp_path):
     config = tiny.tiny_config(schedule__name="multistep", schedule__milestones=(1, 2))
     (tmp_path / "config.json").write_text(json.dumps(config_lib.to_dict(config)))
-    assert convert.read_config(tmp_path) == config
+    assert saved.read_config(tmp_path) == config
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

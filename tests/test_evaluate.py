@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxcifar import checkpoint, convert, evaluate, inference, selection
+from jaxcifar import checkpoint, evaluate, inference, saved, selection
 from jaxcifar import config as config_lib
 from jaxcifar.data import Dataset
 from jaxcifar.errors import UserError
@@ -153,7 +153,7 @@ def test_the_hash_is_the_run_s_on_fewer_devices_too(tmp_path, monkeypatch):
     new_run(tmp_path, model=config_lib.model("lenet"), bn_sync="replica", num_devices=16)
     trained = inference.load(tmp_path)
     assert trained.devices.num_devices < 16
-    config = convert.read_config(tmp_path)
+    config = saved.read_config(tmp_path)
     assert trained.run_hash == config_lib.config_hash(config)
     result = evaluate.evaluate(tmp_path, say=lambda line: None)
     assert result["config_hash"] == trained.run_hash

@@ -20,8 +20,7 @@ FLOORS = {
     "data": 3, "splits": 3, "parallel": 3, "checkpoint": 3, "torch_weights": 3, "logs": 3,
     "run_folder": 3, "environment": 3, "event_files": 3, "host": 3, "programs": 3, "run": 3,
     "weight_files": 3, "init_from": 3, "features": 3,
-    "convert": 3,  # reads a run folder for init_from too
-    "seeds": 4, "together": 4,
+    "saved": 3, "convert": 4, "seeds": 4, "together": 4,
     "train": 4, "main": 4, "report": 4, "benchmark": 4,
     "inference": 4, "predict": 4, "evaluate": 4,
     "search_space": 1, "study": 4, "tune": 4,

@@ -8,11 +8,10 @@ import numpy as np
 from jax import lax
 
 from jaxcifar import config as config_lib
-from jaxcifar import environment, epoch, models, parallel, train
+from jaxcifar import environment, epoch, models, parallel, saved, train
 from jaxcifar.benchmark import inputs
 from jaxcifar.models import counts
 from jaxcifar.programs import Programs, runs_on_cpu, steps_per_call
-from jaxcifar.state import create_state
 from jaxcifar.task import create_task
 
 
@@ -28,7 +27,7 @@ class Contender:
         self._programs = Programs(self._task, self.devices)
         self._on_cpu = runs_on_cpu(self.devices)
         self._data = self.devices.replicate(arrays)
-        state = jax.tree.map(np.asarray, create_state(self._task, config.seed)).on_device()
+        state = saved.template(self._task).on_device()
         self._live = self.devices.replicate(state)
         self._host_step, self._permutation = 0, None
         self.repeat_warm_up = False  # every call is the same program
