@@ -1,11 +1,9 @@
 """The figure: how many times PyTorch's speed, per work."""
 
-import io
-
 from jaxcifar.benchmark import table
-from jaxcifar.run_folder import write_atomic
+from jaxcifar.report import plots
 
-_COLOURS = {"torch_eager": "#56B4E9", "torch_best": "#D55E00"}  # Okabe and Ito's
+_COLOURS = {"torch_eager": plots.COLOURS[5], "torch_best": plots.COLOURS[1]}
 _LABELS = {"torch_eager": "PyTorch eager", "torch_best": "PyTorch at its best"}
 
 
@@ -45,7 +43,4 @@ def bars(rows, path, *, title):
     if rows:
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=9, frameon=False)
     axes.set_title(title, loc="left", fontsize=11)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    write_atomic(path, file.getvalue())
-    return figure
+    return plots.save(figure, path)

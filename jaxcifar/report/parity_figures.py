@@ -6,17 +6,13 @@ carries a digest of the numbers in it, so that it is drawn again only when they 
 
 import dataclasses
 import hashlib
-import io
 import json
 import pathlib
 
 import numpy as np
 
-from jaxcifar.report import published
-from jaxcifar.run_folder import write_atomic
+from jaxcifar.report import plots, published
 
-# Okabe and Ito's colours, without yellow
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DPI = 100
 _DIGEST = "drawn_from"
 
@@ -182,11 +178,7 @@ def draw(figure, results, path):
     for axes in grid[len(panels):]:
         axes.set_visible(False)
     canvas.suptitle(figure.title, fontsize=12)
-    file = io.BytesIO()
-    canvas.savefig(file, format="png", dpi=_DPI,
-                   metadata={_DIGEST: digest(figure, results), "Software": None})
-    write_atomic(path, file.getvalue())
-    return canvas
+    return plots.save(canvas, path, {_DIGEST: digest(figure, results), "Software": None})
 
 
 def colours_of(panels):
@@ -197,7 +189,7 @@ def colours_of(panels):
     groups, chosen = [[label for _, label in panel.lines] for panel in panels], {}
     for label in dict.fromkeys(label for group in groups for label in group):
         beside = {chosen.get(other) for group in groups if label in group for other in group}
-        free = [number for number in range(len(_COLOURS)) if number not in beside]
+        free = [number for number in range(len(plots.COLOURS)) if number not in beside]
         unused = [number for number in free if number not in chosen.values()]
         chosen[label] = (unused or free or [len(chosen)])[0]
     return chosen
@@ -205,10 +197,9 @@ def colours_of(panels):
 
 def _draw_panel(axes, panel, results, colours):
     """Draw the measured lines."""
-    from matplotlib.ticker import MaxNLocator
     for name, label in panel.lines:
         for position, metric in enumerate(panel.metrics):
-            colour = _COLOURS[(colours[label] + position) % len(_COLOURS)]
+            colour = plots.COLOURS[(colours[label] + position) % len(plots.COLOURS)]
             curves = curves_of(results[name], metric)
             mean, std = band(curves)
             epochs, seeds = np.arange(1, len(mean) + 1), len(curves)
@@ -228,9 +219,7 @@ def _draw_panel(axes, panel, results, colours):
              ylabel={"val_accuracy": "validation accuracy [%]",
                      "test_accuracy": "test accuracy [%]"}.get(metric, "loss"))
     axes.title.set_fontsize(10)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(color="#e3e3e3", linewidth=0.7)
-    axes.spines[["top", "right"]].set_visible(False)
+    plots.dress(axes, whole_numbers=True)
     axes.legend(fontsize=8, title="mean at the end (seeds)", title_fontsize=7, frameon=False, ncols=2,
                 alignment="left", loc="upper left", bbox_to_anchor=(0, -0.14))  # below the lines
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxcifar.run_folder import write_atomic
 
-SPLITS = (("train", "#0072B2"), ("val", "#D55E00"), ("test", "#009E73"))
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # no yellow
+SPLITS = tuple(zip(("train", "val", "test"), COLOURS))
 _GREY = "#6b6b6b"
 _DPI = 140
 FEW_EPOCHS = 20  # up to here every epoch has a marker (a single one would otherwise be invisible)
@@ -27,7 +28,6 @@ def curves(rows, path, *, title, reference=None, reference_label="reported"):
     published curve, drawn dashed in the same colours, or None. Raises UserError if `path` cannot be
     written.
     """
-    from matplotlib.ticker import MaxNLocator
     figure = new_figure((11, 4.6))
     for axes, metric, corner in zip(figure.subplots(1, 2), ("loss", "accuracy"),
                                     ("upper right", "lower right"), strict=True):
@@ -41,9 +41,7 @@ def curves(rows, path, *, title, reference=None, reference_label="reported"):
         axes.set_xlim(*_epoch_range([*rows, *(reference or ())]))
         if metric == "loss":
             axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.grid(color="#e3e3e3", linewidth=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
+        dress(axes, whole_numbers=True)
         _mark_learning_rates(axes, rows)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc=corner, fontsize=9, framealpha=0.9, title="last value",
@@ -117,10 +115,20 @@ def new_figure(inches):
     return figure
 
 
-def save(figure, path):
-    """Write a figure as PNG, whole or not at all; return it."""
+def dress(axes, *, whole_numbers=False):
+    """Give axes a light grid behind what is drawn, and no frame; whole_numbers: along x."""
+    if whole_numbers:
+        from matplotlib.ticker import MaxNLocator
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(color="#e3e3e3", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure, path, metadata=None):
+    """Write a figure as PNG with `metadata`, {key: text}, whole or not at all; return it."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=_DPI)
+    figure.savefig(file, format="png", dpi=figure.dpi, metadata=metadata)
     write_atomic(path, file.getvalue())
     return figure
 

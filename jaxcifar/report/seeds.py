@@ -29,7 +29,6 @@ def curves(runs, path, *, title):
     have stopped, the mean of the rest is dashed and has no band. Raises UserError if `path` cannot
     be written. Returns the matplotlib Figure.
     """
-    from matplotlib.ticker import MaxNLocator
     figure = plots.new_figure((11, 4.6))
     for axes, metric in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for split, colour in plots.SPLITS:
@@ -39,9 +38,7 @@ def curves(runs, path, *, title):
         axes.set(xlabel="epoch", ylabel="accuracy [%]" if metric == "accuracy" else "loss")
         if metric == "loss":
             axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.grid(color="#e3e3e3", linewidth=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
+        plots.dress(axes, whole_numbers=True)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="best", fontsize=9, framealpha=0.9,
                         title="mean \u00b1 std, last epoch of all", title_fontsize=8)

@@ -11,7 +11,7 @@ from jaxcifar import config as config_lib
 from jaxcifar import run_folder
 from jaxcifar.report import plots
 
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#9a9a9a"
+_BLUE, _ORANGE, _GREY = *plots.COLOURS[:2], "#9a9a9a"
 _COLUMNS = ("number", "kind", "value", "seconds", "retry_of", "seed", "config_hash", "folder",
             "reason")
 _PER_ROW = 4  # slices beside one another
@@ -55,7 +55,6 @@ def write_plots(workdir, records, search, importances, title):
 
 def history(records, search, path, *, title):
     """Plot the objective of every trial with the best so far, and of every epoch, to a PNG file."""
-    from matplotlib.ticker import MaxNLocator
     figure = plots.new_figure((11, 4.6))
     left, right = figure.subplots(1, 2)
     done = [r for r in records if r["kind"] == "complete"]
@@ -78,8 +77,7 @@ def history(records, search, path, *, title):
     _epochs(right, records, best(records, search.direction))
     right.set(xlabel="epoch", ylabel=search.objective)
     for axes in (left, right):
-        _dress(axes)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        plots.dress(axes, whole_numbers=True)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=9, framealpha=0.9)
     figure.suptitle(title, fontsize=12)
@@ -127,7 +125,7 @@ def slices(records, search, path, *, title):
             axes.set_xscale("log")
         axes.set_xlabel(names[index])
         axes.set_ylabel(search.objective if index % columns == 0 else "")
-        _dress(axes)
+        plots.dress(axes)
     figure.suptitle(f"{title}: complete trials, later ones darker, the best ringed", fontsize=12)
     return plots.save(figure, path)
 
@@ -141,7 +139,7 @@ def importance(shares, path, *, title):
     axes.bar_label(bars, fmt="%.0f%%", padding=3, fontsize=9)
     axes.set(xlabel="share [%]")
     axes.margins(x=0.1)
-    _dress(axes)
+    plots.dress(axes)
     figure.suptitle(title, fontsize=12)
     return plots.save(figure, path)
 
@@ -172,9 +170,3 @@ def _changes(config, declared, name):
             yield from _changes(value, declared[key], f"{name}.{key}")
         elif value != declared[key]:
             yield f"    {name}.{key} = {value!r}"
-
-
-def _dress(axes):
-    axes.grid(color="#e3e3e3", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
