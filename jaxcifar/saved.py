@@ -60,7 +60,7 @@ def template(task):
 
 
 def state_dict(workdir, which="best", *, raw=False):
-    """Return (a run's weights as the state_dict of the PyTorch original, the epochs they were trained).
+    """Return (a run's weights as the state_dict of the original, the epochs that they were trained).
 
     workdir: the run's folder. which: "best", the epoch that the run keeps as its best (the last
     where it compares none), or "last". raw: the weights themselves where the run averages them

@@ -106,7 +106,8 @@ def declared(config, search, digest):
     digest: of the training set in its order, which decides the split, see splits.Arrays.
     """
     fields = config_lib.effective(config_lib.flatten(config_lib.to_dict(config)))
-    return {**search.to_dict(), "training set": digest, **{f"config.{path}": repr(value) for path, value in fields.items()}}
+    return {**search.to_dict(), "training set": digest,
+            **{f"config.{path}": repr(value) for path, value in fields.items()}}
 
 
 def load_search(specification):

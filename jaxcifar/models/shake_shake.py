@@ -134,8 +134,8 @@ class ShakeShakeNet(nn.Module):
         if self.width % 2:
             raise UserError(f"shake_shake: width is {self.width}: give an even number, as the two "
                             "paths of a shortcut have half of the channels each")
-        x = layers.Conv(16, 3, 1, 1, use_bias=False, dtype=self.dtype, kernel_init=layers.kaiming_normal_fan_out,
-                        name="c_in")(images)
+        x = layers.Conv(16, 3, 1, 1, use_bias=False, dtype=self.dtype,
+                        kernel_init=layers.kaiming_normal_fan_out, name="c_in")(images)
         x = layers.BatchNorm(dtype=self.dtype, name="bn_in")(x, train)
         for stage in (1, 2, 3):
             for i in range((self.depth - 2) // 6):

@@ -70,8 +70,8 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, images, train):
         self._check()
-        x = layers.Conv(16, 3, 1, 1, use_bias=False, dtype=self.dtype, kernel_init=layers.kaiming_normal_fan_out,
-                        name="conv1")(images)
+        x = layers.Conv(16, 3, 1, 1, use_bias=False, dtype=self.dtype,
+                        kernel_init=layers.kaiming_normal_fan_out, name="conv1")(images)
         count = (self.depth - 4) // 6
         for stage in (1, 2, 3):
             features = int(8 * 2 ** stage * self.width)
