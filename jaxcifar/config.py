@@ -186,7 +186,7 @@ def default():
     c.test_every_epoch = False  # measure the test set after every epoch (as some reports did)
     c.early_stopping = ConfigDict()
     c.early_stopping.min_epochs = 0  # never stop before
-    c.early_stopping.window = 0  # stop when the best of the last n epochs is the oldest; 0: off
+    c.early_stopping.window = 0  # stop when the best of the last n (2 or more) is the oldest; 0: off
 
     c.speedrun = ConfigDict(SPEEDRUN)
 
@@ -256,8 +256,6 @@ def validate(config):
     for field in ("min_epochs", "window"):
         _require(config.early_stopping[field] >= 0, f"early_stopping.{field}",
                  config.early_stopping[field], "0 or more")
-    _require(config.early_stopping.window != 1, "early_stopping.window", 1,
-             "0 (off) or at least 2: an epoch is always the best of itself")
     for field in ("seed", "split_seed"):
         _require(config[field] < 2**32, field, config[field], "below 2**32")
     for field in ("mean", "std"):

@@ -61,7 +61,7 @@ class StopOnSignal:
 
 def parse(argv):
     """Parse the flags; a mistake in them ends the program with one line and exit code 2."""
-    _expand_home(argv)
+    _expand_home_of_config(argv)
     try:
         written = _read_config_file(argv)
         overrides.check(argv)
@@ -69,6 +69,7 @@ def parse(argv):
         if len(rest) > 1:
             raise errors.UserError(f"unexpected argument {rest[1]!r}: a flag starts with --")
         _check_flags_together(argv)
+        _expand_home()
         if _LIST.value:
             _list_variants(config_argument(argv).partition(":")[0])
         if dropped := overrides.settle(_CONFIG.value, written, argv):
@@ -163,11 +164,19 @@ def _names():
     return [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
 
 
-def _expand_home(argv):
-    """Put the home folder for "~" at the start of values in argv: the shell does not, after a "="."""
+def _expand_home():
+    """Put the home folder for "~" at the start of flags: the shell does not, after a "="."""
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if isinstance(value, str) and value.startswith("~"):
+            flags.FLAGS[name].value = os.path.expanduser(value)
+
+
+def _expand_home_of_config(argv):
+    """Do that for --config in argv, whose file is read as the flags are parsed."""
     for i, word in enumerate(argv):
         flag, equals, value = word.partition("=")
-        if flag.startswith("-") and value.startswith("~"):
+        if flag in ("-config", "--config"):
             argv[i] = flag + equals + os.path.expanduser(value)
 
 

@@ -1,8 +1,9 @@
 """Reduce the learning rate when a metric stops improving: torch's ReduceLROnPlateau.
 
-torch compares and multiplies in double, which JAX does not have by default. So the rule is applied on
-the host, once per epoch, to doubles that no compiled program sees (state.TrainState): the rates equal
-torch's bit for bit on any sequence of metrics, before a step rounds them to float32.
+torch compares and multiplies in double, which JAX does not have by default. So `Plateau.update`
+runs on the host, in NumPy, once per epoch, and the doubles are kept as their two 32-bit halves:
+they pass unchanged through compiled steps and checkpoints, and the rates equal torch's bit for bit
+on any sequence of metrics (before the rounding of `learning_rate` to float32).
 """
 
 import dataclasses
@@ -22,13 +23,15 @@ def _option(default):
 class Plateau:
     """torch.optim.lr_scheduler.ReduceLROnPlateau as an immutable pytree; see `Plateau.create`.
 
-    NumPy's scalars, saved with the train state: learning_rate, the rate to use, and best, the best
-    metric so far (plus or minus infinity before the first epoch), float64 []; num_bad_epochs and
-    cooldown_counter, int32 []. The options are static, with torch's names and defaults.
+    Arrays (saved with the train state; one leading axis or more where several runs share it):
+    learning_rate float32 [], the rate to use; learning_rate_bits and best_bits uint32 [2];
+    num_bad_epochs and cooldown_counter int32 []. The options are static, with torch's names and
+    defaults.
     """
 
     learning_rate: Any
-    best: Any
+    learning_rate_bits: Any
+    best_bits: Any
     num_bad_epochs: Any
     cooldown_counter: Any
     mode: str = _option("min")
@@ -42,14 +45,17 @@ class Plateau:
 
     @classmethod
     def create(cls, learning_rate, **options):
-        """Return the state before the first epoch, at `learning_rate`, a float.
+        """Return the state before the first epoch, at `learning_rate` (float, or float64 [...]).
 
         Raises UserError: an unknown option, mode or threshold_mode, or a factor of 1 or more.
         """
         for name in options:
             if name not in OPTIONS:
                 raise UserError(unknown("option of schedule 'plateau'", name, OPTIONS))
-        state = cls(np.float64(learning_rate), np.float64(np.inf), np.int32(0), np.int32(0), **options)
+        rate = np.asarray(learning_rate, np.float64)
+        zero = np.zeros(rate.shape, np.int32)
+        bits = _to_bits(rate)
+        state = cls(rate.astype(np.float32), bits, bits, zero, zero, **options)
         if state.mode not in ("min", "max"):
             raise UserError(f"plateau mode is {state.mode!r}: expected 'min' or 'max'")
         if state.threshold_mode not in ("rel", "abs"):
@@ -57,22 +63,37 @@ class Plateau:
             raise UserError(f"plateau threshold_mode is {mode!r}: expected 'rel' or 'abs'")
         if state.factor >= 1:
             raise UserError(f"plateau factor is {state.factor}: expected less than 1")
-        return state if state.mode == "min" else state.replace(best=np.float64(-np.inf))
+        worst = np.inf if state.mode == "min" else -np.inf
+        return state.replace(best_bits=_to_bits(np.full(rate.shape, worst)))
+
+    @property
+    def best(self):
+        """The best metric so far, float64 []: plus or minus infinity before the first epoch."""
+        return _from_bits(self.best_bits)
 
     def update(self, metric):
-        """Return the state after an epoch with this metric (a float; NaN is never better)."""
-        best, rate = float(self.best), float(self.learning_rate)  # as torch's: they do not warn
-        cooldown, bad = int(self.cooldown_counter), int(self.num_bad_epochs)
-        better = self._is_better(float(metric), best)
-        bad = 0 if better or cooldown > 0 else bad + 1
-        cooldown = max(cooldown - 1, 0)
-        if bad > self.patience:
-            lower = max(rate * self.factor, self.min_lr)
-            rate = lower if rate - lower > self.eps else rate
-            bad, cooldown = 0, self.cooldown
+        """Return the state after an epoch with this metric (a float; NaN is never better).
+
+        Not for compiled code. The leaves of the result are NumPy arrays.
+        """
+        metric, best = np.asarray(metric, np.float64), self.best
+        with np.errstate(all="ignore"):  # Python's floats, which torch uses, do not warn
+            better = self._is_better(metric, best)
+            cooldown = np.asarray(self.cooldown_counter)
+            bad = np.where(better | (cooldown > 0), 0, np.asarray(self.num_bad_epochs) + 1)
+            reduce = bad > self.patience
+            old = _from_bits(self.learning_rate_bits)
+            new = old * self.factor
+            new = np.where(self.min_lr > new, self.min_lr, new)
+            rate = np.where(reduce & (old - new > self.eps), new, old)
+        cooldown = np.where(reduce, self.cooldown, np.where(cooldown > 0, cooldown - 1, cooldown))
         return self.replace(
-            learning_rate=np.float64(rate), best=np.float64(metric if better else best),
-            num_bad_epochs=np.int32(bad), cooldown_counter=np.int32(cooldown))
+            learning_rate=rate.astype(np.float32),
+            learning_rate_bits=_to_bits(rate),
+            best_bits=_to_bits(np.where(better, metric, best)),
+            num_bad_epochs=np.where(reduce, 0, bad).astype(np.int32),
+            cooldown_counter=cooldown.astype(np.int32),
+        )
 
     def _is_better(self, metric, best):
         margin = -self.threshold if self.mode == "min" else self.threshold
@@ -83,3 +104,13 @@ class Plateau:
 OPTIONS = tuple(
     field.name for field in dataclasses.fields(Plateau) if field.default is not dataclasses.MISSING
 )
+
+
+def _to_bits(x):
+    """Return float64 [...] as its halves, uint32 [..., 2]."""
+    return np.asarray(x, np.float64)[..., None].view(np.uint32)
+
+
+def _from_bits(bits):
+    """Return the float64 [...] whose halves are uint32 [..., 2]."""
+    return np.ascontiguousarray(bits).view(np.float64)[..., 0]

@@ -40,26 +40,26 @@ class Run:
         if not parallel.is_same(int(data_digest or "0", 16) >> 1):  # 31 bits
             raise UserError("the processes have the data set in different orders (prepared from "
                             "different sources): copy one machine's folder to the others")
-        begun = parallel.in_first(self._begin, "open the run folder")
-        restored, first, self.origin = begun or (None, self._template, [])
-        self.resumed = bool(parallel.agree_on(restored is not None))
-        self.state = parallel.share(restored or first)
-        self.log = logs.RunLog(
-            workdir, primary=parallel.is_primary(), tensorboard=task.config.tensorboard,
-            resume_epoch=int(self.state.epoch) + 1 if self.resumed else None, stream=stream,
-            progress=task.config.progress)
-        self.log.write_config(config_lib.to_dict(task.config))
-
-    def _begin(self):
-        """Return (state of the newest checkpoint or None, state of a new run, its origin)."""
         try:
-            restored = self._open()
-            if restored is not None:
-                return restored, self._template, []
-            return None, *init_from.start(self._task, self._template)
+            begun = parallel.in_first(self._begin, "open the run folder")
+            restored, first, self.origin = begun or (None, self._template, [])
+            self.resumed = bool(parallel.agree_on(restored is not None))
+            self.state = parallel.share(restored or first)
+            self.log = logs.RunLog(
+                workdir, primary=parallel.is_primary(), tensorboard=task.config.tensorboard,
+                resume_epoch=int(self.state.epoch) + 1 if self.resumed else None, stream=stream,
+                progress=task.config.progress)
+            self.log.write_config(config_lib.to_dict(task.config))
         except BaseException:
             self._leave_folder()
             raise
+
+    def _begin(self):
+        """Return (state of the newest checkpoint or None, state of a new run, its origin)."""
+        restored = self._open()
+        if restored is not None:
+            return restored, self._template, []
+        return None, *init_from.start(self._task, self._template)
 
     def _open(self):
         """Return the state of the newest checkpoint, or None; nothing of another run is touched."""
@@ -140,8 +140,13 @@ class Run:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.close()
+    def __exit__(self, _, error, __):
+        try:
+            self.close()
+        except Exception as closing:
+            if error is None:
+                raise
+            error.add_note(f"and, as the run was closed: {closing}")
 
     def close(self):
         """Finish writing, and let others train in the folder."""

@@ -247,6 +247,15 @@ def hold(workdir):
     _HELD[path] = file
 
 
+def is_held(workdir):
+    """Return whether a process trains in a run folder; False where that cannot be known."""
+    path = _lock_of(workdir)
+    if not path.exists():
+        return False
+    with path.open("ab") as file:
+        return not lock(file)
+
+
 def release(workdir):
     """Let others train in a run folder that `hold` took."""
     file = _HELD.pop(_lock_of(workdir), None)

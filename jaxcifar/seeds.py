@@ -80,6 +80,8 @@ def run(config, seeds, workdir, *, way="auto", stop=lambda: 0, stream=None):
         parallel.is_primary() and _finished(config, seed, workdir))]
     if len(pending) < len(seeds):
         say(f"finished before: {', '.join(str(s) for s in seeds if s not in pending)}")
+    if pending:
+        parallel.in_first(lambda: _refuse_other_data(config, workdir), "add seeds to this --workdir")
     shared = _shared(config, pending, way, say)
     if shared:
         together.fit(shared, pending, workdir, stop=stop, stream=stream)
@@ -192,12 +194,17 @@ def _fit(config, seed, workdir, stop, stream, cache):
 
 
 def _refuse_other(config, workdir):
-    """Refuse a folder that holds something else, or seeds of another configuration or data set."""
+    """Refuse a folder that holds something else, or seeds of another configuration."""
     run_folder.refuse_other_kind(workdir, "several seeds")
-    there = run_folder.seeds_in(workdir)
-    digest = splits.load(config).digest if there else ""
-    for seed in there:
+    for seed in run_folder.seeds_in(workdir):
         refuse_other_config(together.with_seed(config, seed), workdir / f"seed{seed}")
+
+
+def _refuse_other_data(config, workdir):
+    """Refuse to add seeds to finished ones that saw the training set in another order."""
+    finished = [s for s in run_folder.seeds_in(workdir) if _finished(config, s, workdir)]
+    digest = splits.load(config).digest if finished else ""
+    for seed in finished:
         splits.refuse_other_data(digest, workdir / f"seed{seed}")
 
 

@@ -23,6 +23,7 @@ from jaxcifar.errors import UserError, first_line, unknown
 _STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "refused": "PRUNED", "diverged": "FAIL",
            "out_of_memory": "FAIL", "error": "FAIL", "stopped": "FAIL"}
 _MOST_FAILURES = 1  # after so many, a chain is not tried again
+_ADDED = ("training set",)  # entries of a declaration that older studies lack
 _LOCK_SECONDS = 60  # SQLite waits so long for another process's write
 
 
@@ -129,7 +130,8 @@ class Study:
             state = "PRUNED"  # twice, from two seeds: the parameters are to blame
         trial.set_user_attr("kind", kind)
         trial.set_user_attr("reason", reason)
-        if again:  # before its end is told: who is killed in between leaves no chain without its end
+        # Before its end is told: who is killed in between leaves no chain without its end.
+        if again and not self._has_successor(trial):
             self._enqueue(trial, failures + (kind != "stopped"),
                           trial.user_attrs.get("seed_shift", 0) + (kind == "diverged"))
         self._study.tell(trial, value, state=self._optuna.trial.TrialState[state])
@@ -162,7 +164,7 @@ class Study:
             storage=backend, study_name=name, direction=search.direction,
             pruner=_pruner(self._optuna, search), load_if_exists=True)
         there = self._study.user_attrs.get("declaration")
-        if there is None:
+        if there is None or there == {k: v for k, v in declaration.items() if k not in _ADDED}:
             self._study.set_user_attr("declaration", declaration)
         elif there != declaration:
             raise UserError(_otherwise(name, declaration, there))

@@ -210,8 +210,7 @@ def fit(shared, seeds, workdir, *, stop=lambda: 0, stream=None):
     alone = Programs(shared.task, shared.devices)
     together = Programs(shared.task, shared.devices, over_seeds=True)
     with contextlib.ExitStack() as opened:
-        pending = [opened.enter_context(contextlib.closing(
-            _open(shared, alone, seed, workdir, stream))) for seed in seeds]
+        pending = [_open(shared, alone, seed, workdir, stream, opened) for seed in seeds]
         _introduce(pending, shared.arrays)
         try:
             while pending := _conclude_finished(pending, shared, watch):
@@ -225,16 +224,18 @@ def fit(shared, seeds, workdir, *, stop=lambda: 0, stream=None):
                 if signum:
                     for member in pending:
                         member.save()
+                        member.close()
                     raise train.Interrupted(signum)
         except train.NonFiniteLoss:
             _save_others([member for member in pending if not member.closed])
             raise
 
 
-def _open(shared, alone, seed, workdir, stream):
+def _open(shared, alone, seed, workdir, stream, opened):
     task = dataclasses.replace(shared.task, config=with_seed(shared.task.config, seed))
     stream = Prefixed(sys.stdout if stream is None else stream, f"seed {seed}  ")
-    run = Run(task, pathlib.Path(workdir) / f"seed{seed}", stream, shared.arrays.digest)
+    run = opened.enter_context(
+        Run(task, pathlib.Path(workdir) / f"seed{seed}", stream, shared.arrays.digest))
     return Member(run, alone.for_seed_of(task), run.state,
                   shared.devices.replicate(run.state.on_device()))
 

@@ -95,6 +95,7 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None, cache=None, after_epoch
             check_finite(run, programs, live)
             if signum:
                 save(run, programs, live, state)
+                run.close()  # which says whether that succeeded
                 raise Interrupted(signum)
             epoch += 1
             row = train_row(programs, live, epoch, first_step, lap)
@@ -115,6 +116,9 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None, cache=None, after_epoch
 def check(config):
     """Raise UserError unless the configuration is valid, and one that this loop trains."""
     config_lib.validate(config)
+    if config.early_stopping.window == 1:
+        raise UserError("config.early_stopping.window = 1: must be 0 (off) or at least 2, since an "
+                        "epoch is always the best of itself")
     if config.speedrun.epochs:
         raise UserError("this configuration is a speedrun, which has a loop of its own: "
                         "python -m jaxcifar.speedrun --config=... --runs=N, or --profile")

@@ -160,9 +160,9 @@ def _one(config, search, workdir, shared, trial, cache, stop, say):
             raise
         kind = "out_of_memory"
         cache.clear()
-    if folder:  # a trial is a short training, and only an interrupted one needs its state again
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     again = shared.end(trial, kind, value=value, reason=reason)
+    if folder and not (again and kind == "out_of_memory"):  # whose next try may be in the folder
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     measured = f"{search.objective} {value:.6g}" if kind == "complete" else f"{kind}, {reason}"
     say(f"trial {trial.number}: {measured}{'; to be tried once more' if again else ''}")
 
@@ -193,7 +193,8 @@ def _is_of_another(folder, config):
         refuse_other_config(config, folder)
     except UserError:
         return True
-    return (folder / "result.json").exists() and not run_folder.has_checkpoints(folder)
+    return run_folder.is_held(folder) or (
+        (folder / "result.json").exists() and not run_folder.has_checkpoints(folder))
 
 
 def with_trial_fields(search, words):

@@ -133,7 +133,7 @@ def test_killed_while_writing(ten, tmp_path):
         child.wait()
     out = tmp_path / "out"
     assert not (out / "cifar10").exists()
-    assert len(list(out.glob(".incomplete_cifar10_*"))) == 1
+    assert len(list(out.glob(".incomplete_cifar10.*"))) == 1
     with pytest.raises(UserError, match="not prepared"):
         data.load("cifar10", out)
     run("cifar10", str(folder), out)

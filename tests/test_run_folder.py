@@ -157,12 +157,38 @@ def test_a_run_that_fails_lets_others_train_in_its_folder(tmp_path, monkeypatch)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
         patch.setattr("jaxcifar.train.train_epoch", full)
         tiny.fit(tiny.tiny_config(epochs=1), tmp_path, monkeypatch)
-    with (tmp_path / ".lock").open("ab") as file:
-        assert run_folder.lock(file)
+    assert not run_folder.is_held(tmp_path)
     with pytest.raises(UserError, match="no such run folder"):
         tiny.fit(tiny.tiny_config(epochs=1, init_from="nowhere"), tmp_path / "b", monkeypatch)
-    with (tmp_path / "b" / ".lock").open("ab") as file:
-        assert run_folder.lock(file), "nor does one that could not begin"
+    assert not run_folder.is_held(tmp_path / "b"), "nor does one that could not begin"
+    (tmp_path / "metrics.jsonl").write_text("no row\n")
+    with pytest.raises(UserError, match="line 1 is not a row"), monkeypatch.context() as patch:
+        patch.setattr("jaxcifar.checkpoint.Checkpoints.restore_latest", lambda self, form: form)
+        tiny.fit(tiny.tiny_config(epochs=1), tmp_path, monkeypatch)
+    assert not run_folder.is_held(tmp_path)
+    run_folder.hold(tmp_path)
+    assert run_folder.is_held(tmp_path)
+    run_folder.release(tmp_path)
+
+
+def test_what_goes_wrong_in_the_end_does_not_hide_what_went_wrong_before(tmp_path, monkeypatch):
+    def fail(*args):
+        raise UserError("the disk is full")
+
+    config = tiny.tiny_config(epochs=1)
+    with pytest.raises(KeyError, match="first") as caught, monkeypatch.context() as patch:
+        patch.setattr("jaxcifar.checkpoint.Checkpoints.wait", fail)
+        patch.setattr("jaxcifar.train.train_epoch", lambda *args: {}["first"])
+        tiny.fit(config, tmp_path / "a", monkeypatch)
+    assert caught.value.__notes__ == ["and, as the run was closed: the disk is full"]
+    with pytest.raises(UserError, match="the disk is full"), monkeypatch.context() as patch:
+        patch.setattr("jaxcifar.checkpoint.Checkpoints.wait", fail)
+        tiny.fit(config, tmp_path / "b", monkeypatch, stop=StopAfter(2))
+
+
+def test_early_stopping_compares_at_least_two_epochs():
+    with pytest.raises(UserError, match=r"window = 1: must be 0 \(off\) or at least 2"):
+        train.check(tiny.tiny_config(early_stopping__window=1))
 
 
 def test_what_is_no_checkpoint_does_not_hide_that_they_are_gone(tmp_path, monkeypatch):

@@ -311,6 +311,8 @@ def test_seeds_of_data_in_another_order_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="seed0 was trained on this data set in another order"):
         run(tmp_path, way="no", chosen=[1], **short)
     assert not (tmp_path / "seed1").exists()
+    monkeypatch.setattr("jaxcifar.data.load", None)  # finished seeds are summed up without data
+    assert run(tmp_path, way="no", chosen=[0], **short)[0]["seeds"] == [0]
 
 
 def test_the_time_of_a_run_is_not_known_where_an_epoch_was_interrupted(tmp_path):

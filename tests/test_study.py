@@ -130,3 +130,28 @@ def test_who_is_killed_while_a_trial_ends_leaves_it_one_successor(tmp_path, monk
         killed.end(trial, "stopped")
     killed._locks.close()  # as the operating system does
     assert finish(tmp_path, 1) == [(0, "stopped", None), (1, "complete", 0)]
+
+
+def test_a_trial_whose_end_could_not_be_told_has_one_successor(tmp_path, monkeypatch):
+    with pytest.raises(KeyboardInterrupt), opened(tmp_path) as shared:
+        trial, tell = shared.take(1), shared._study.tell
+        SEARCH.suggest(trial)
+
+        def interrupted_once(*args, **options):
+            monkeypatch.setattr(shared._study, "tell", tell)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(shared._study, "tell", interrupted_once)
+        shared.end(trial, "out_of_memory")
+    assert [(kind, first) for _, kind, first in finish(tmp_path, 1)] == [
+        ("stopped", None), ("complete", 0)]
+
+
+def test_a_study_that_declared_less_is_gone_on_with(tmp_path):
+    def opened_with(**declaration):
+        return study.Study(tmp_path, "study", SEARCH, declaration)
+
+    with opened_with(space="x"), opened_with(**{"space": "x", "training set": "0123abcd"}):
+        pass
+    with pytest.raises(UserError, match="training set: '0123abcd' there, '4567abcd' here"):
+        opened_with(**{"space": "x", "training set": "4567abcd"})

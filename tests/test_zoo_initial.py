@@ -49,10 +49,10 @@ def test_initial_values_are_spread_as_torchs(case):
         # Uniform on both sides: none is beyond the bound, and many come near to it.
         bound = np.abs(theirs).max()
         assert np.abs(value).max() <= bound * (1 + 20 / theirs.size), key
-        if value.size >= 30:
-            assert np.abs(value).max() > 0.75 * bound, key
-            assert np.std(value) == pytest.approx(np.std(theirs), rel=3 / value.size**0.5), key
-            assert abs(value.mean()) < 4 * np.std(theirs) / value.size**0.5, key
+        if value.size >= 100:  # by more than luck
+            assert np.abs(value).max() > 0.8 * bound, key
+            assert np.std(value) == pytest.approx(np.std(theirs), rel=4 / value.size**0.5), key
+            assert abs(value.mean()) < 6 * np.std(theirs) / value.size**0.5, key
     assert drawn >= 4
 
 

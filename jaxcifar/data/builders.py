@@ -78,7 +78,7 @@ class Shapes32(_ArrayBuilder):
 
 
 def builder_of(spec):
-    """Return the builder class of a dataset: it writes CIFAR-10 as TFDS's cifar10/3.0.2."""
+    """Return the builder class of a dataset; CIFAR's write what TFDS's cifar10 and cifar100 are."""
     if spec.name == SHAPES32.name:
         return Shapes32
     fields = {"name": spec.name, "VERSION": tfds.core.Version(spec.version), "__module__": __name__}

@@ -98,7 +98,7 @@ def temporary_directory(parent: pathlib.Path, name: str):
     Call it with the dataset's lock held: then every other such directory belongs to a dead process.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".incomplete_{name}."  # a dataset's name has no dot
+    prefix = f".incomplete_{name}."  # then "cifar10" is not the beginning of another name
     for stale in parent.glob(f"{prefix}*"):
         shutil.rmtree(stale, ignore_errors=True)
     path = pathlib.Path(tempfile.mkdtemp(prefix=prefix, dir=parent))

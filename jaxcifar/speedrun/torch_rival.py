@@ -284,7 +284,7 @@ def prepare(spec, arrays):
         try:
             rival = Rival(spec, arrays, compile_mode=mode)
             if rival.cuda or mode != "off":
-                rival.measure(spec["runs"])
+                rival.run(spec["runs"])
         except UserError:
             raise
         except Exception as error:  # torch.compile fails in many ways: no compiler, a Triton error
@@ -321,7 +321,7 @@ def main():
             rival, apart = prepare(spec, dict(arrays))
         send({"ready": apart, "environment": environment(rival)})
         for seed in range(spec["runs"]):
-            send(rival.measure(seed))
+            send(rival.run(seed))
     except Exception as error:
         send({"error": f"{type(error).__name__}: {error}" if not isinstance(error, UserError)
               else str(error)})
