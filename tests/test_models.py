@@ -88,7 +88,7 @@ def test_unknown_names_and_options_suggest_the_nearest():
 
 
 def test_different_numbers_of_widths_and_blocks_are_refused():
-    with pytest.raises(ValueError, match="different numbers of stages"):
+    with pytest.raises(UserError, match="different numbers of stages: channels .2., blocks .1."):
         shapes("resnet5m", channels=[8, 8], blocks=[1])
 
 

@@ -77,7 +77,7 @@ def test_two_processes_equal_one(kind, other, tmp_path, monkeypatch):
 
 def test_two_processes_stop_together_and_go_on_from_there(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
-    fields = SHORT | {"augment": "flip|crop(2)|mixup(0.2)"}
+    fields = SHORT | {"augment": "flip|crop(2)|mixup(0.2)", "model": {"name": "lenet"}}
     run_processes(tmp_path / "two", stops=(-1, 5), code=143, **fields)  # a signal to the second only
     assert [row["epoch"] for row in tiny.rows(tmp_path / "two")] == [1]
     first, _ = run_processes(tmp_path / "two", **fields)

@@ -184,7 +184,7 @@ def poison_seed_one(monkeypatch):
         return state if seed != 1 else state.replace(
             params=jax.tree.map(lambda x: x + np.inf, state.params))
 
-    monkeypatch.setattr("jaxcifar.run.create_state", poisoned)
+    monkeypatch.setattr("jaxcifar.saved.create_state", poisoned)
 
 
 def test_the_summary_holds_mean_deviation_and_every_run(one_by_one, tmp_path):

@@ -352,7 +352,7 @@ def test_a_loss_that_is_really_not_finite(tmp_path, monkeypatch):
         return state if seed else state.replace(
             params=jax.tree.map(lambda x: x * float("inf"), state.params))
 
-    monkeypatch.setattr("jaxcifar.run.create_state", poisoned)
+    monkeypatch.setattr("jaxcifar.saved.create_state", poisoned)
     content, _ = run(tmp_path, trials=1)
     assert kinds(content) == ["diverged", "complete"]
     assert "the loss is not finite at step 0" in content["trials"][0]["reason"]
