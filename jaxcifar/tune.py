@@ -27,7 +27,8 @@ import jax
 from absl import app, flags
 
 from jaxcifar import config as config_lib
-from jaxcifar import overrides, parallel, programs, run_folder, search_space, splits, study, train
+from jaxcifar import init_from, overrides, parallel, programs, run_folder, saved, search_space
+from jaxcifar import splits, study, train
 from jaxcifar import main as main_lib
 from jaxcifar.errors import UserError, first_line
 from jaxcifar.report import study as report
@@ -221,7 +222,9 @@ def _refusal(config):
         config_lib.validate(config)
         parallel.create(config)
         arrays = splits.load(config)
-        create_task(config, len(arrays.train["labels"]), arrays.num_classes)
+        task = create_task(config, len(arrays.train["labels"]), arrays.num_classes)
+        if config.init_from:  # whose weights may fit some models of the space only
+            init_from.start(task, saved.template(task))
     except UserError as error:
         return str(error)
     return ""

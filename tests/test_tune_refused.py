@@ -1,6 +1,7 @@
 """The search: what is refused before there is a study, and trials that cannot be trained."""
 
 import pytest
+import tiny
 from absl import flags
 from test_tune import RATES, dataset, kinds, pretend, recipe, run, search  # noqa: F401
 
@@ -30,6 +31,19 @@ def test_a_pattern_that_fits_no_parameter_of_a_model_is_refused(tmp_path, monkey
         wrong = record["params"]["optimizer.decay_exclude"] == "^bn1/"
         assert record["kind"] == ("refused" if wrong else "complete")
         assert not wrong or "matches no parameter" in record["reason"]
+    assert len(set(kinds(content))) == 2
+
+
+def test_a_model_that_the_weights_do_not_fit_is_refused(tmp_path, monkeypatch):
+    tiny.fit(recipe(), tmp_path / "weights", monkeypatch)
+    pretend(monkeypatch)
+    space = RATES | {"model.hidden": Choice((8,), (9,))}  # the run's, and another
+    content, _ = run(tmp_path / "study", search(space), trials=6,
+                     config=recipe(init_from=str(tmp_path / "weights")))
+    for record in content["trials"]:
+        fits = record["params"]["model.hidden"] == "(8,)"
+        assert record["kind"] == ("complete" if fits else "refused")
+        assert fits or "config.init_from = " in record["reason"]
     assert len(set(kinds(content))) == 2
 
 
