@@ -65,7 +65,7 @@ class Run:
         """Return the state of the newest checkpoint, or None; nothing of another run is touched."""
         run_folder.refuse_other_kind(self.workdir, "a single run")
         refuse_other_config(self._task.config, self.workdir)
-        if (self.workdir / "result.json").exists() and not run_folder.has_checkpoints(self.workdir):
+        if run_folder.has_lost_checkpoints(self.workdir):
             raise UserError(f"{self.workdir} holds the result of a finished run, whose checkpoints "
                             "are gone: put them back, or choose another --workdir to train again")
         run_folder.hold(self.workdir)

@@ -120,6 +120,11 @@ def has_checkpoints(workdir):
     return any(path.name.isdigit() for path in pathlib.Path(workdir, "checkpoints").glob("*"))
 
 
+def has_lost_checkpoints(workdir):
+    """Return whether a run folder holds the result of a finished run, and no checkpoint."""
+    return pathlib.Path(workdir, "result.json").exists() and not has_checkpoints(workdir)
+
+
 def holds_run(workdir):
     """Return whether a training left a checkpoint, a row or a result in a folder."""
     rows = pathlib.Path(workdir, "metrics.jsonl")

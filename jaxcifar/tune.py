@@ -194,8 +194,7 @@ def _is_of_another(folder, config):
         refuse_other_config(config, folder)
     except UserError:
         return True
-    return run_folder.is_held(folder) or (
-        (folder / "result.json").exists() and not run_folder.has_checkpoints(folder))
+    return run_folder.is_held(folder) or run_folder.has_lost_checkpoints(folder)
 
 
 def with_trial_fields(search, words):
