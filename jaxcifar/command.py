@@ -44,11 +44,13 @@ def at_least(lowest, number=int):
     return convert
 
 
-def run(act, stopped="nothing was written"):
+def run(act, stopped="nothing was written", traceback=False):
     """Return the exit code of act(): what it returns (0 for None), 2 after a UserError, 130 after Ctrl-C.
 
-    stopped: what Ctrl-C leaves, for the line "stopped; STOPPED".
+    stopped: what Ctrl-C leaves, for the line "stopped; STOPPED". traceback: let both through.
     """
+    if traceback:
+        return act() or 0
     try:
         return act() or 0
     except UserError as error:

@@ -168,7 +168,7 @@ def main(argv):
     """Compile what the flags say and print the table; return the exit code."""
     del argv
     config = flags.FLAGS.config
-    return _print(config) if flags.FLAGS.traceback else command.run(lambda: _print(config))
+    return command.run(lambda: _print(config), traceback=flags.FLAGS.traceback)
 
 
 def _print(config):

@@ -222,17 +222,28 @@ def lock(file, *, wait=False):
     """Lock an open file for as long as it is open, here or in a process that got it.
 
     wait: until no other holds it. Returns:
-      False if another holds it. True too where files cannot be locked: Windows, some network drives.
+      False if another holds it. None, neither True nor False, where files cannot be locked: Windows,
+      some network drives.
     """
     try:
         import fcntl
     except ImportError:
-        return True
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
-        return error.errno not in (errno.EAGAIN, errno.EACCES)
+        return False if error.errno in (errno.EAGAIN, errno.EACCES) else None
     return True
+
+
+def is_locked(path, *, unknown):
+    """Return whether a process holds the lock on a file, `unknown` where that cannot be known."""
+    try:
+        with path.open("ab") as file:
+            held = lock(file)
+    except OSError:
+        return unknown
+    return unknown if held is None else not held
 
 
 def hold(workdir):
@@ -245,7 +256,7 @@ def hold(workdir):
     with writing(workdir):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
-    if not lock(file):
+    if lock(file) is False:
         file.close()
         raise UserError(f"another process trains in {workdir}: wait until it ends, or choose another "
                         "--workdir")
@@ -255,10 +266,7 @@ def hold(workdir):
 def is_held(workdir):
     """Return whether a process trains in a run folder; False where that cannot be known."""
     path = _lock_of(workdir)
-    if not path.exists():
-        return False
-    with path.open("ab") as file:
-        return not lock(file)
+    return path.exists() and is_locked(path, unknown=False)
 
 
 def release(workdir):

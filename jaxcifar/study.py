@@ -194,7 +194,8 @@ class Study:
                 continue
             path = self._worker_file(worker) if worker else None
             here = path is not None and path.exists()
-            if _is_free(path) if here else retry_running:
+            lost = not run_folder.is_locked(path, unknown=True) if here else retry_running
+            if lost:
                 failures = trial.user_attrs.get("failures", 0)
                 if failures < _MOST_FAILURES and not self._has_successor(trial):
                     self._enqueue(trial, failures + 1, trial.user_attrs.get("seed_shift", 0))
@@ -345,15 +346,3 @@ def _locked(path):
     with file:
         run_folder.lock(file, wait=True)
         yield
-
-
-def _is_free(path):
-    """Return whether no process holds the lock on a file, False where that cannot be known."""
-    try:
-        import fcntl
-    except ImportError:
-        return False
-    with contextlib.suppress(OSError), path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False

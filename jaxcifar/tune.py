@@ -74,7 +74,7 @@ def run(config, search, workdir, *, trials=0, storage="", name="study", retry_ru
       Interrupted: the trial under way goes on the next time.
     """
     study.load_optuna()
-    config_lib.validate(config)
+    train.check(config)
     search.check(config)
     train.configure_jax(config)
     parallel.create(config)
@@ -218,7 +218,7 @@ def with_trial_fields(search, words):
 def _refusal(config):
     """Return why a configuration cannot be trained, whenever it is tried, or ""."""
     try:
-        config_lib.validate(config)
+        train.check(config)
         parallel.create(config)
         arrays = splits.load(config)
         task = create_task(config, len(arrays.train["labels"]), arrays.num_classes)

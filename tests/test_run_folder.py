@@ -1,6 +1,7 @@
 """A run's folder keeps what a run may go wrong by: other processes, other data, a badly timed stop."""
 
 import dataclasses
+import errno
 import io
 import json
 import logging
@@ -169,6 +170,20 @@ def test_a_run_that_fails_lets_others_train_in_its_folder(tmp_path, monkeypatch)
     run_folder.hold(tmp_path)
     assert run_folder.is_held(tmp_path)
     run_folder.release(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such locks")
+def test_where_files_cannot_be_locked_a_run_is_trained_and_nobody_is_taken_for_dead(
+        tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    run_folder.hold(tmp_path)
+    run_folder.release(tmp_path)
+    assert not run_folder.is_held(tmp_path)
+    assert run_folder.is_locked(tmp_path / ".lock", unknown=True)
+    assert not run_folder.is_locked(tmp_path / ".lock", unknown=False)
 
 
 def test_what_goes_wrong_in_the_end_does_not_hide_what_went_wrong_before(tmp_path, monkeypatch):

@@ -47,6 +47,17 @@ def test_a_model_that_the_weights_do_not_fit_is_refused(tmp_path, monkeypatch):
     assert len(set(kinds(content))) == 2
 
 
+def test_early_stopping_that_always_stops_is_refused(tmp_path, monkeypatch):
+    pretend(monkeypatch)
+    space = RATES | {"early_stopping.window": Choice(0, 1)}
+    content, _ = run(tmp_path, search(space), trials=6)
+    for record in content["trials"]:
+        always = record["params"]["early_stopping.window"] == 1
+        assert record["kind"] == ("refused" if always else "complete")
+        assert not always or "at least 2" in record["reason"]
+    assert len(set(kinds(content))) == 2
+
+
 def test_a_search_whose_trials_are_all_refused_is_an_error_however_short(tmp_path):
     for _ in range(2):  # and again where no trial is left to take
         with pytest.raises(UserError, match="^the one trial was refused.*max_params.*--workdir$"):

@@ -83,7 +83,7 @@ def dataset_lock(root: pathlib.Path, name: str, say=None, wait: bool = True):
     """
     root.mkdir(parents=True, exist_ok=True)
     with open(root / f".jaxcifar_{name}.lock", "w") as file:
-        held = run_folder.lock(file)
+        held = run_folder.lock(file) is not False
         if wait and not held:
             if say:
                 say(f"another process is preparing {name} in {root}: waiting for it")

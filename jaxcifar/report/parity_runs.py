@@ -151,7 +151,7 @@ def _start(job, root, platform, command, say):
         log = (job.folder / "parity.log").open("ab")
         lock = (job.folder / "parity.lock").open("ab")
     with log, lock:
-        if not run_folder.lock(lock):
+        if run_folder.lock(lock) is False:
             say(f"{job}: still runs since an earlier start, left alone")
             return None
         environment = dict(os.environ)

@@ -35,11 +35,9 @@ def main(argv):
     """Run `driver.run` or `profile.run` as the flags say, and return the exit code."""
     del argv
     given = flags.FLAGS
-    if given.traceback:
-        return _run(given)
-    return command.run(lambda: _run(given), (
-        f"the finished runs are in {_OUT.value}" if _OUT.value else
-        "nothing was written" + ("" if given.profile else " (--out keeps each finished run)")))
+    kept = (f"the finished runs are in {_OUT.value}" if _OUT.value else
+            "nothing was written" + ("" if given.profile else " (--out keeps each finished run)"))
+    return command.run(lambda: _run(given), kept, traceback=given.traceback)
 
 
 def _run(given):
