@@ -11,6 +11,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import os
+import subprocess
 import sys
 
 import jax
@@ -58,6 +59,19 @@ def cores():
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()
+
+
+def of_gpu(what):
+    """Return what nvidia-smi says of the first NVIDIA GPU, a str; None where there is none to ask.
+
+    what: a property as --query-gpu names it, such as "name" or "memory.free" (in MiB).
+    """
+    query = ("nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits")
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+        return lines.splitlines()[0].strip()
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return None
 
 
 def _single_threaded_convolutions():

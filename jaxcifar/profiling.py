@@ -151,7 +151,11 @@ def report(work, calls, folder, text):
     work(min(_WARM_UP, calls.count))
     seconds = work(calls.count)
     profile = record(folder, lambda: work(calls.count), text)
-    return f"{table(profile, calls.steps)}\n{summary(profile, calls, seconds)}"
+    lines = [table(profile, calls.steps), summary(profile, calls, seconds)]
+    if jax.default_backend() == "gpu":
+        lines.append(f"without CUDA graphs, {calls.steps_each} step(s) a call: training itself may be "
+                     "faster, and less idle")
+    return "\n".join(lines)
 
 
 def prepare(config, num_steps, say):
@@ -187,6 +191,8 @@ def record(folder, work, text):
     text: the program's optimised HLO. Raises UserError if the folder cannot be written.
     """
     options = jax.profiler.ProfileOptions()
+    if jax.process_count() > 1:  # each its own: they may see one disk
+        folder = folder / f"process{jax.process_index()}"
     options.python_tracer_level = 0  # every Python call, at several times the cost of a small step
     with run_folder.writing(folder):
         shutil.rmtree(folder, ignore_errors=True)

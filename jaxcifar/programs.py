@@ -73,17 +73,17 @@ class Programs:
                 "confusion": np.sum([p["confusion"] for p in parts], axis=0)}
 
     def compile(self, state, data, held_out, step_in_epoch=0, *, whole_epoch=True):
-        """Compile every program that the first epoch needs from its step `step_in_epoch` on.
+        """Compile every program that training from step `step_in_epoch` of an epoch on needs.
 
         With whole_epoch=False: those of the epoch's next call, and of evaluation.
         """
-        permutation = self.permutation(state)
-        step, wanted = step_in_epoch, {}
-        while (call := self.steps_at(step))[0]:
-            wanted[self._train_program(*call)] = (state, data, permutation)
-            if not whole_epoch:
-                break
-            step += call[0]
+        permutation, wanted = self.permutation(state), {}
+        for step in (step_in_epoch, 0) if whole_epoch else (step_in_epoch,):  # 0: later epochs
+            while (call := self.steps_at(step))[0]:
+                wanted[self._train_program(*call)] = (state, data, permutation)
+                if not whole_epoch:
+                    break
+                step += call[0]
         wanted[self._eval] = (state.variables(), held_out, *self._span(0, 1))
         parallel.compile_all(wanted)
 

@@ -125,6 +125,7 @@ def fakes(monkeypatch):
     Fake.asked, Fake.specs, Fake.fails, Fake.device = [], [], {}, "cpu"
     monkeypatch.setattr(driver, "Process", Fake)
     monkeypatch.setattr(driver, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(driver.host, "of_gpu", lambda what: Fake.device)
     return Fake
 
 
@@ -184,6 +185,21 @@ def test_what_was_measured_before_an_end_is_kept_and_gone_on_from(fakes, monkeyp
     assert fakes.asked == []
     measure_all(tmp_path, resume=True, repeats=3)  # other settings: all anew
     assert len(fakes.asked) == 6
+
+
+def test_another_gpu_has_its_own_results(fakes, monkeypatch, tmp_path):
+    monkeypatch.setattr(driver.host, "runs_on_cpu", lambda: False)
+    fakes.device = "NVIDIA H100"
+    measure_all(tmp_path, resume=True)
+    fakes.device, fakes.asked = "NVIDIA H200", []
+    with pytest.raises(ValueError, match="too many values to unpack"):  # two files
+        measure_all(tmp_path, resume=True)
+    assert len(fakes.asked) == 6
+    names = sorted(path.name for path in tmp_path.glob("results/*.json"))
+    assert names == ["benchmark_nvidia-h100_test.json", "benchmark_nvidia-h200_test.json"]
+    for name in names:
+        rows = json.loads((tmp_path / "results" / name).read_text())["rows"]
+        assert len(rows) == 6
 
 
 def test_the_short_list_on_a_gpu_loses_little_by_a_kill(fakes, monkeypatch, tmp_path):

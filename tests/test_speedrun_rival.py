@@ -3,6 +3,7 @@
 import functools
 import io
 import json
+import subprocess
 import sys
 
 import jax
@@ -263,6 +264,38 @@ def test_a_child_that_fails_says_why(dataset):
     spec = rival.specification(small_run(), runs=1, platform="gpu", compile_mode="off")
     with pytest.raises(UserError, match="the PyTorch rival: PyTorch .* sees no CUDA device"):
         rival.measure(spec, dataset, ready=None, row=None)
+
+
+def test_a_mode_that_compiles_too_long_gives_way_in_auto_only(dataset, monkeypatch):
+    """On a GPU: a child that sleeps in max-autotune, and in any other mode is ready at once."""
+    code = ("import json, sys, time\nspec = json.load(open(sys.argv[-1]))\n"
+            "time.sleep(0 if 'modes' in spec else 60)\n"
+            "print(json.dumps({'ready': {'failed': [], 'modes': spec['modes']}}))")
+    popen = subprocess.Popen
+    monkeypatch.setattr(rival.subprocess, "Popen", lambda command, **options: popen(
+        [sys.executable, "-c", code, command[-1]], **options))
+    monkeypatch.setattr(rival, "_PATIENCE_SECONDS", 0.2)
+    spec, heard = {"compile": "auto", "platform": "gpu"}, []
+    rival.measure(spec, dataset, ready=heard.append, row=None)
+    assert heard == [{"ready": {"failed": ["auto from max-autotune on: not ready within 0.2 s"],
+                                "modes": ["default", "off"]}}]
+    for options in ({"compile": "max-autotune"}, {"platform": "cpu"}):
+        asked = []
+
+        class Process(rival.Process):
+            def __init__(self, spec, dataset, folder, limit=0, asked=asked):
+                asked.append(limit)
+
+            def messages(self):
+                return ()
+
+            def close(self):
+                pass
+
+        with monkeypatch.context() as patch:
+            patch.setattr(rival, "Process", Process)
+            rival.measure({**spec, **options}, dataset, ready=None, row=None)
+        assert asked == [0]
 
 
 def test_a_compile_mode_that_fails_gives_way_in_auto_only(monkeypatch):

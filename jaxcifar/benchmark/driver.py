@@ -231,15 +231,18 @@ def describe(entry):
 
 
 def previous(folder, name, on_cpu, settings):
-    """Return the rows of the result file of this source and these settings, [] if there is none.
+    """Return the rows of this device's result file of this source and these settings, else [].
 
     A row without a result is left out, to be tried again, unless it ran into the limit.
     """
+    device = None if on_cpu else host.of_gpu("name")
     for path in sorted(folder.glob("results/benchmark_*.json")):
         if not path.stem.endswith(name) or path.stem.startswith("benchmark_cpu") != on_cpu:
             continue
         content = json.loads(path.read_text(encoding="utf-8"))
         if path != _paths(content["rows"], on_cpu, name, folder)[0]:
+            continue
+        if device not in (None, _device(content["rows"])):
             continue
         if all(content.get(key) == value for key, value in settings.items()):
             return [row for row in content["rows"] if "error" not in row or row["timed_out"]]

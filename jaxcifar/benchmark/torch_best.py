@@ -59,7 +59,8 @@ class Best(torch_contender.Common):
         seconds = self._network_seconds.get(best, 0.0) + self._compile_seconds.get("augment", 0.0)
         self._compile_seconds |= {"step": seconds, "epoch": seconds}
         self.variant = ", ".join(filter(None, (
-            str(best), self._choice.extent(), augment, self._work.get("note"))))
+            str(best), self._choice.extent(), augment, self._work.get("note") or (
+                "" if compiles else "torch.compile not tried"))))
 
     def _compile_augmentation(self):
         """Compile the augmentation, where there is time; return what the row is to say, or ""."""
@@ -140,8 +141,9 @@ class Best(torch_contender.Common):
         chunk = min(_CHUNK[self.device.type], full, batches)
         for begun in range(0, batches, full):
             order = torch.randperm(len(self._labels), device=self.device)
-            for first in range(0, min(full, batches - begun), chunk):
-                index = order[first * size:min(first + chunk, full) * size]
+            stop = min(full, batches - begun)
+            for first in range(0, stop, chunk):
+                index = order[first * size:min(first + chunk, stop) * size]
                 images, labels = self._augment(self._images[index]), self._labels[index]
                 yield from zip(images.split(size), labels.split(size), strict=True)
 

@@ -62,7 +62,7 @@ _QUICK_GPU = (
     ("resnet18", 512, ("step",), _FASTEST), ("cnn3", 128, ("step",), _FASTEST),
     ("vit", 128, ("step",), _FASTEST))
 # {on CPU: models}
-_QUICK_COMPILE = {True: ("cnn3", "mlp_s", "vit"), False: ("resnet18", "resnet5m")}
+_QUICK_COMPILE = {True: ("cnn3", "mlp_s", "vit"), False: ("resnet18", "resnet5m", "cnn3", "vit")}
 _EPOCH_STEPS = {True: (4, 20), False: (100, 0)}  # {on CPU: (quick, else)}; 100: 1 to 2 s of Pillow
 
 

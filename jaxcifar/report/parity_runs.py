@@ -116,11 +116,9 @@ def free_device_bytes(platform):
     """Return the free memory of the first NVIDIA GPU, or None where there is none to ask."""
     if platform == "cpu":
         return None
-    query = ("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
     try:
-        lines = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
-        return int(lines.split()[0]) * _MiB
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return int(host.of_gpu("memory.free") or "") * _MiB
+    except ValueError:
         return None
 
 

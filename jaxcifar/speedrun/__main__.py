@@ -10,6 +10,7 @@ WORKDIR/profile, and prints their most expensive operations.
 """
 
 import pathlib
+import signal
 import sys
 
 from absl import app, flags
@@ -34,6 +35,7 @@ for _name in ("config", "list", "traceback", *_OF_A_PROFILE):
 def main(argv):
     """Run `driver.run` or `profile.run` as the flags say, and return the exit code."""
     del argv
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the rival ends too
     given = flags.FLAGS
     kept = (f"the finished runs are in {_OUT.value}" if _OUT.value else
             "nothing was written" + ("" if given.profile else " (--out keeps each finished run)"))

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,11 @@ import numpy as np
 from jaxcifar import models, muon, partition
 from jaxcifar.benchmark import children
 from jaxcifar.errors import UserError
-from jaxcifar.speedrun import training
+from jaxcifar.speedrun import torch_rival, training
 
 _MODEL_OPTIONS = ("num_classes", "channels", "depth", "bn_momentum", "head_scale", "head_std",
                   "draw_bias")
+_PATIENCE_SECONDS = 240  # for the first mode of "auto", which tries many kernels for each layer
 _ROW = ("accuracy", "accuracy_tta", "seconds", "seconds_with_evaluation")
 
 
@@ -76,9 +78,12 @@ def _parameters(run):
 
 
 class Process:
-    """The child's process; its standard error goes to a temporary file."""
+    """The child's process; its standard error goes to a temporary file.
 
-    def __init__(self, spec, dataset, folder):
+    limit: seconds until its first message has to be there; 0: none.
+    """
+
+    def __init__(self, spec, dataset, folder, limit=0):
         """Start it; folder: an existing one, for the images and the specification."""
         folder = pathlib.Path(folder)
         np.savez(folder / "arrays.npz", **{
@@ -91,16 +96,31 @@ class Process:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "jaxcifar.speedrun.torch_rival", str(path)],
             stdout=subprocess.PIPE, stderr=self._errors, text=True, env=children.environment())
+        self._late = threading.Event()
+        self._timer = threading.Timer(limit, self._end)
+        if limit:
+            self._timer.start()
 
     def messages(self):
-        """Yield what it sends, dicts; a process that ends without a word is an "error"."""
+        """Yield what it sends, dicts; a process that ends without a word is an "error".
+
+        Raises TimeoutError where the first one is not there within the limit.
+        """
         for line in self._process.stdout:
+            self._timer.cancel()
             yield json.loads(line)
+        if self._late.is_set():
+            raise TimeoutError
         if self._process.wait():
             yield {"error": children.last_words(self._process, self._errors)}
 
+    def _end(self):
+        self._late.set()
+        self._process.kill()
+
     def close(self):
         """End it, whatever it does."""
+        self._timer.cancel()
         self._process.kill()
         self._process.wait()
         self._process.stdout.close()
@@ -110,17 +130,32 @@ class Process:
 def measure(spec, dataset, *, ready, row):
     """Run the rival; call ready(message) once, and row(dict) after every run.
 
+    "auto" on a GPU, not ready within _PATIENCE_SECONDS: once more, without its first mode.
     Raises UserError with its message where it ends before its last run.
     """
+    limit = _PATIENCE_SECONDS if spec["compile"] == "auto" and spec["platform"] != "cpu" else 0
+    first, *rest = torch_rival.COMPILE_MODES
+
+    def ready_late(message):
+        message["ready"]["failed"].insert(0, f"auto from {first} on: not ready within {limit} s")
+        ready(message)
+
     with tempfile.TemporaryDirectory(prefix="jaxcifar_rival_") as folder:
-        process = Process(spec, dataset, folder)
         try:
-            for message in process.messages():
-                if "error" in message:
-                    raise UserError(f"the PyTorch rival: {message['error']}")
-                if "ready" in message:
-                    ready(message)
-                else:
-                    row({key: message[key] for key in ("seed", *_ROW)})
-        finally:
-            process.close()
+            _measure(Process(spec, dataset, folder, limit), ready, row)
+        except TimeoutError:
+            _measure(Process({**spec, "modes": rest}, dataset, folder), ready_late, row)
+
+
+def _measure(process, ready, row):
+    """Hand on what a Process sends, and end it."""
+    try:
+        for message in process.messages():
+            if "error" in message:
+                raise UserError(f"the PyTorch rival: {message['error']}")
+            if "ready" in message:
+                ready(message)
+            else:
+                row({key: message[key] for key in ("seed", *_ROW)})
+    finally:
+        process.close()

@@ -273,11 +273,12 @@ def windows(padded, corner, size=32):
 def prepare(spec, arrays):
     """Return (Rival, what was done apart from the runs): compiled and warmed up by a whole run.
 
-    With spec["compile"] "auto", a mode that fails gives way to the next of COMPILE_MODES; "failed"
-    then says which and why. Raises the last mode's exception.
+    With spec["compile"] "auto", a mode that fails gives way to the next of spec["modes"]
+    (COMPILE_MODES where it is absent); "failed" then says which and why. Raises the last mode's
+    exception.
     """
     asked = spec["compile"]
-    auto = COMPILE_MODES if spec["platform"] != "cpu" else ("off",)
+    auto = spec.get("modes", COMPILE_MODES) if spec["platform"] != "cpu" else ("off",)
     failed = []
     for mode in auto if asked == "auto" else (asked,):
         watch = Stopwatch()
