@@ -15,6 +15,7 @@ from jaxcifar import run_folder
 from jaxcifar.errors import UserError, first_line
 
 _KEPT = 2
+_SHOWN = 3  # differences of a checkpoint from a model
 
 
 class KeepLatestAndBest:
@@ -89,12 +90,15 @@ class Checkpoints:
         """Return the newest readable state in the form of `template`, or None when there is none.
 
         Newer checkpoints that cannot be read are set aside (damaged_checkpoint_STEP beside the
-        folder) with a warning. Raises UserError when checkpoints exist and none can be read.
+        folder) with a warning. Raises UserError when checkpoints exist and none can be read, or the
+        newest readable one is of another model.
         """
         damaged = []
         for step in reversed(self.steps()):
             try:
                 state = self.restore(step, template)
+            except UserError:
+                raise
             except Exception as error:  # whatever a damaged file makes orbax raise
                 reason = first_line(error)
                 warnings.warn(f"checkpoint {self._folder / str(step)} is damaged "
@@ -109,12 +113,21 @@ class Checkpoints:
         return None
 
     def restore(self, step, template):
-        """Return the state of one step; raises ValueError when its content is damaged."""
+        """Return the state of one step.
+
+        Raises ValueError, or what orbax does, when it is damaged; UserError: its arrays are others.
+        """
         tree = _leaves(template)
-        restored = self._manager.restore(step, args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(tree), digest=ocp.args.JsonRestore()))
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(tree), digest=ocp.args.JsonRestore()))
+        except Exception:
+            if there := self._arrays_of(step):
+                self._refuse_other_arrays(tree, there.items())
+            raise
         if _digest(restored.state) != restored.digest["crc32"]:
             raise ValueError("its content does not match its checksum")
+        self._refuse_other_arrays(tree, restored.state.items())
         leaves = [restored.state[key] for key in tree]
         state = jax.tree.unflatten(jax.tree.structure(template), leaves)
         self._epochs[step] = int(state.epoch)
@@ -129,6 +142,29 @@ class Checkpoints:
         """Finish writing and close; UserError when it cannot be written."""
         self.wait()
         self._manager.close()
+
+    def _arrays_of(self, step):
+        """Return {name: its shape and dtype} of a checkpoint, or None where it is damaged."""
+        try:
+            return self._manager.item_metadata(step).state
+        except Exception:  # as in restore_latest
+            return None
+
+    def _refuse_other_arrays(self, tree, arrays):
+        """Raise UserError where a checkpoint's (name, array) are of other names or shapes than `tree`."""
+        there, here = ({name: tuple(array.shape) for name, array in of}
+                       for of in (arrays, tree.items()))
+        differences = [f"{name} is new" for name in here if name not in there]
+        differences += [f"{name} is gone" for name in there if name not in here]
+        differences += [f"{name} was {there[name]}, is {shape}" for name, shape in here.items()
+                        if there.get(name, shape) != shape]
+        differences.sort(key=lambda text: not text.startswith("params/"))  # the rest follows them
+        if differences:
+            more = len(differences) - _SHOWN
+            raise UserError(
+                f"the checkpoints in {self._folder} are of another model than this code builds "
+                f"({'; '.join(differences[:_SHOWN])}{f'; {more} more' if more > 0 else ''}): choose "
+                "another --workdir, or go back to the code that wrote them")
 
     def _set_aside(self, steps):
         for step in [] if self._read_only else steps:

@@ -22,7 +22,7 @@ from jaxcifar.checkpoint import Checkpoints
 from jaxcifar.errors import UserError
 
 
-def export_run(workdir, path, *, which="best", raw=False):
+def export_run(workdir, path, *, which="selected", raw=False):
     """Write a run's weights to a .pt, .pth or .safetensors file.
 
     workdir: the run's folder. which, raw: see saved.state_dict.
@@ -90,7 +90,8 @@ def main(argv):
     parser.add_argument("--from", dest="source", required=True,
                         help="a run folder, or a .pt, .pth or .safetensors file")
     parser.add_argument("--to", required=True, help="such a file, or a new run folder")
-    parser.add_argument("--which", default="best", help="of a run: best (default) or last")
+    parser.add_argument("--which", default="selected",
+                        help="of a run: selected (default; what result.json measures), last or best")
     parser.add_argument("--raw", action="store_true",
                         help="of a run that averages its weights: not the average")
     parser.add_argument("--fresh", default="", metavar="REGEX",
@@ -103,6 +104,9 @@ def main(argv):
         if source.is_file():
             raise UserError(f"--from={source} is not a file of weights: expected a name that ends in "
                             f"{', '.join(weight_files.SUFFIXES)}, or a run folder")
+        unknown = [word for word in rest if not word.startswith("--config.")]
+        if unknown:
+            raise _unexpected(unknown[0])
         if arguments.config or rest or arguments.fresh:
             raise UserError("--config and --fresh belong to --from=FILE: a run folder has its own "
                             "configuration")
@@ -125,8 +129,7 @@ def _config(path, words):
     written = overrides.read(path)
     for word in words:
         if not re.match(r"--config\.[\w.]+=", word):
-            raise UserError(f"unexpected argument {word!r}: fields are set as "
-                            "--config.FIELD=VALUE; --help shows the rest")
+            raise _unexpected(word)
     overrides.check(words)
     argv = ["convert", f"--config={path}", *words]
     values = flags.FlagValues()
@@ -139,6 +142,11 @@ def _config(path, words):
     overrides.settle(config, written, argv)
     config.lock()
     return config
+
+
+def _unexpected(word):
+    return UserError(f"unexpected argument {word!r}: fields are set as --config.FIELD=VALUE; --help "
+                     "shows the rest")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The one exception type that a user's mistake or environment raises."""
 
 import difflib
+import re
 
 
 class UserError(Exception):
@@ -24,9 +25,13 @@ def unknown(what, name, known):
 
 
 def nearest(name, known):
-    """Return " (did you mean 'NAME'?)" with the nearest of the known names, or ""."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    """Return " (did you mean 'NAME'?)" with the nearest of the known names, or "".
+
+    Capitals, hyphens and underscores make no difference.
+    """
+    plain = {re.sub("[-_ ]", "", str(k).lower()): k for k in reversed(list(known))}
+    close = difflib.get_close_matches(re.sub("[-_ ]", "", str(name).lower()), plain, n=1, cutoff=0.5)
+    return f" (did you mean {plain[close[0]]!r}?)" if close else ""
 
 
 def first_line(error):

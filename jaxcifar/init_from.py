@@ -4,6 +4,7 @@ A file (.pt, .pth, .safetensors), a run folder, or the name of torchvision's Ima
 are looked for where torch keeps its downloads, and fetched from torchvision's address.
 """
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from jaxcifar import config as config_lib
 from jaxcifar import models, saved, torch_weights, weight_files
 from jaxcifar.errors import UserError, unknown
 
@@ -39,19 +41,22 @@ def start(task, state):
     config = task.config
     if not config.init_from:
         return state, []
-    path, given = _read(config.init_from)
     name, options = saved.model_of(config)
+    own_names = [known for known, (weights, *_) in config_lib.IMAGENET.items()
+                 if weights == config.init_from]
+    if own_names and name not in own_names:  # before they are fetched
+        raise UserError(f"config.init_from = {config.init_from!r}: the weights of model "
+                        f"{own_names[0]!r}, and config.model.name is {name!r}")
+    path, given = _read(config.init_from)
     own = torch_weights.to_torch(name, {"params": state.params, "batch_stats": state.batch_stats},
                                  num_classes=task.num_classes, image_size=task.image_size,
                                  **options)
     new = _new_keys(given, own, classifier_keys(name, task.num_classes, task.image_size, options))
     kept = {key: value for key, value in given.items() if key not in new}
-    try:
+    with _naming(config.init_from):
         variables = torch_weights.from_torch(
             name, kept | {key: own[key] for key in new}, num_classes=task.num_classes,
             image_size=task.image_size, **options)
-    except UserError as error:
-        raise UserError(f"config.init_from = {config.init_from!r}: {error}") from error
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     ema = {"params": params, "batch_stats": batch_stats} if config.ema_decay else {}
     state = state.replace(params=params, batch_stats=batch_stats,
@@ -84,12 +89,23 @@ def _read(source):
         path = torchvision_file(source)
     else:
         if path.is_dir():
-            return path, saved.state_dict(path)[0]  # of its best epoch
+            with _naming(source):
+                return path, saved.state_dict(path)[0]  # of the epoch that its result.json measures
         if path.suffix not in weight_files.SUFFIXES:
             raise UserError(f"config.init_from = {source!r}: there is no such run folder; give one, a "
                             f"{', '.join(weight_files.SUFFIXES)} file, or one of "
                             f"{', '.join(TORCHVISION)}")
-    return path, weight_files.load_file(path)
+    with _naming(source):
+        return path, weight_files.load_file(path)
+
+
+@contextlib.contextmanager
+def _naming(source):
+    """Name config.init_from in a UserError of the block."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"config.init_from = {source!r}: {error}") from error
 
 
 def torchvision_file(name):

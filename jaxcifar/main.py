@@ -19,7 +19,8 @@ _CONFIG = overrides.define(
     "--config.FIELD=VALUE changes a field of it; jaxcifar/config.py lists them all.")
 flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Folder of the run; an interrupted one goes on. Default: runs/CONFIG[_VARIANT].")
+    "workdir", "", "Folder of the run; an interrupted one goes on. Default: runs/CONFIG[_VARIANT], of "
+    "a search studies/CONFIG[_VARIANT].")
 _SEEDS = flags.DEFINE_string(
     "seeds", "", "Run several seeds, such as 0,1,2 or 0-4, in WORKDIR/seedN; WORKDIR/seeds.json "
     "has mean and standard deviation of all that are finished there. Default WORKDIR: "
@@ -56,7 +57,8 @@ class StopOnSignal:
     def _handle(self, signum, _):
         self.signum = signum
         signal.signal(signum, signal.SIG_DFL)
-        print("\nstopping: saving the state (once more to stop without)", file=sys.stderr)
+        print("\nstopping: saving the state, after a compilation under way (once more to stop without)",
+              file=sys.stderr)
 
 
 def parse(argv):
@@ -65,7 +67,7 @@ def parse(argv):
     try:
         written = _read_config_file(argv)
         overrides.check(argv)
-        rest = flags.FLAGS(argv)
+        rest = _parsed(argv)
         if len(rest) > 1:
             raise errors.UserError(f"unexpected argument {rest[1]!r}: a flag starts with --")
         _check_flags_together(argv)
@@ -86,6 +88,14 @@ def parse(argv):
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     return rest
+
+
+def _parsed(argv):
+    """Return what is left of argv; --help, which ends the program, with 0 (absl's is 1)."""
+    try:
+        return flags.FLAGS(argv)
+    except SystemExit:
+        sys.exit(0 if _asks_for_help(argv) else 1)
 
 
 def refuse_flags_of_a_run(why, but=()):
@@ -131,17 +141,23 @@ def default_workdir(argv):
 
 def _read_config_file(argv):
     """Return the configuration that --config names, before any field is changed; None for --help."""
-    if any(word.lstrip("-") in ("help", "h", "helpfull", "helpshort") for word in argv):
+    if _asks_for_help(argv):
         return None
     if len(given := _config_arguments(argv)) > 1:
         raise errors.UserError(f"--config is given {len(given)} times ({', '.join(given)}): a run has "
                                "one configuration file")
     value = config_argument(argv)
     if not value:
+        given = f" ({argv[1]} is given)" if len(argv) > 1 else ""
         known = overrides.files()
-        raise errors.UserError("--config is missing: it names a configuration file"
-                               + (f", one of {', '.join(known)}" if known else ""))
+        raise errors.UserError(f"--config is missing{given}: it names a configuration file"
+                               + (f", one of {', '.join(known)}" if known else "")
+                               + overrides.where_to_run())
     return overrides.read(value)
+
+
+def _asks_for_help(argv):
+    return any(word.lstrip("-") in ("help", "h", "helpfull", "helpshort") for word in argv)
 
 
 def _check_flags_together(argv):

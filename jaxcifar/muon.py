@@ -18,6 +18,7 @@ from jaxcifar.errors import UserError
 # Of p(s) = a s + b s^3 + c s^5, which the iteration applies to every singular value: chosen in the
 # write-up for the steepest slope at 0; five steps take values from 0.002 to 1 into 0.7 to 1.2.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_TRANSPOSED = "in_proj_weight"  # [out, in], as torch has it
 _EPS = 1e-7  # on the norm: a gradient of zeros stays zero
 
 
@@ -41,13 +42,13 @@ def orthogonalize(matrices, steps):
 def matrices(params, exclude):
     """Return a regular expression of the paths of the parameters that Muon takes.
 
-    They are those of two axes or more (a kernel [..., in, out] is a matrix [... in, out]) whose
-    path the regular expression `exclude` does not match. Raises UserError where none is left, or
-    `exclude` matches none.
+    They are the kernels (a kernel [..., in, out] is a matrix [... in, out]) and attention's
+    in_proj_weight, whose path the regular expression `exclude` does not match; tokens and positions
+    are none. Raises UserError where none is left, or `exclude` matches none.
     """
     pattern = partition.pattern(exclude, "config.optimizer.muon_exclude") if exclude else None
     names = [partition.path_name(path) for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-             if jnp.ndim(leaf) >= 2]
+             if jnp.ndim(leaf) >= 2 and partition.path_name(path).endswith(("kernel", _TRANSPOSED))]
     taken = [name for name in names if pattern is None or not pattern.search(name)]
     if not taken:
         raise UserError("optimizer 'muon' finds no matrix among the trained parameters: there are "
@@ -89,8 +90,12 @@ def scale_by_muon(momentum, steps):
         del params
         buffers = jax.tree.map(lambda m, g: momentum * m + g, state.momentum, updates)
         ahead = jax.tree.map(lambda m, g: g + momentum * m, buffers, updates)
-        leaves, structure = jax.tree.flatten(ahead)
-        return jax.tree.unflatten(structure, _by_shape(leaves, steps)), MuonState(buffers)
+        found, structure = jax.tree_util.tree_flatten_with_path(ahead)
+        turned = [partition.path_name(path).endswith(_TRANSPOSED) for path, _ in found]
+        kernels = [leaf.T if turn else leaf for (_, leaf), turn in zip(found, turned)]
+        updates = [update.T if turn else update
+                   for update, turn in zip(_by_shape(kernels, steps), turned)]
+        return jax.tree.unflatten(structure, updates), MuonState(buffers)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

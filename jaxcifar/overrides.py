@@ -30,6 +30,11 @@ def define(help_text, **options):
         "config", None, help_text, lock_config=False, accept_new_attributes=True, **options)
 
 
+def where_to_run():
+    """Return "" where there are configuration files, else what to do, for the end of a message."""
+    return "" if files() else "; run this in the repository's folder, where configs/ is"
+
+
 def files():
     """Return the paths of the configuration files in configs/, sorted."""
     return sorted(str(path) for path in pathlib.Path("configs").glob("*.py"))
@@ -43,7 +48,7 @@ def read(specification):
     """
     path, colon, variant = specification.partition(":")
     if not pathlib.Path(path).is_file():
-        raise UserError(unknown("configuration file", path, files()))
+        raise UserError(unknown("configuration file", path, files()) + where_to_run())
     with explaining(path):
         get_config = runpy.run_path(path).get("get_config")
         if get_config is None:

@@ -14,7 +14,7 @@ from jaxcifar.errors import UserError, first_line, unknown
 from jaxcifar.state import create_state
 from jaxcifar.task import create_task
 
-WHICH = ("best", "last")
+WHICH = ("selected", "last", "best")
 
 
 def read_config(workdir):
@@ -59,11 +59,12 @@ def template(task):
     return jax.tree.map(np.asarray, create_state(task, task.config.seed))
 
 
-def state_dict(workdir, which="best", *, raw=False):
+def state_dict(workdir, which="selected", *, raw=False):
     """Return (a run's weights as the state_dict of the original, the epochs that they were trained).
 
-    workdir: the run's folder. which: "best", the epoch that the run keeps as its best (the last
-    where it compares none), or "last". raw: the weights themselves where the run averages them
+    workdir: the run's folder. which: "selected", the epoch by the rule config.selection, which
+    result.json measures; "best", the one that the run keeps as its best (the last where it compares
+    none); or "last". raw: the weights themselves where the run averages them
     (config.ema_decay); else their average, which is what the run evaluates.
 
     Raises UserError: no such run, or nothing readable in it.
@@ -83,8 +84,10 @@ def state_dict(workdir, which="best", *, raw=False):
 
 
 def _state(workdir, task, which):
-    """Return the newest state, or that of the epoch that the run keeps as its best."""
+    """Return the newest state, or that of the epoch that the run keeps as its best: see state_dict."""
     form, rule = template(task), selection.kept_rule(task.config)
+    if which == "selected":
+        which = "last" if task.config.selection == "last" else "best"
     folder = pathlib.Path(workdir) / "checkpoints"
     run_folder.refuse_without_checkpoints(workdir)
     checkpoints = Checkpoints(workdir, read_only=True)

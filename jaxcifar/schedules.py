@@ -93,8 +93,9 @@ class Schedule:
         return base_lr
 
     def _ends(self, steps_per_epoch, total_epochs):
-        """Return the first step after the warm-up and the number of steps."""
-        return round(self.warmup_epochs * steps_per_epoch), steps_per_epoch * total_epochs
+        """Return the first step after the warm-up and the number of steps (of a ramp alone: both)."""
+        first = round(self.warmup_epochs * steps_per_epoch)
+        return first, max(first, steps_per_epoch * total_epochs)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,8 @@ _DTYPES = {
 }
 _NAMES = {np.dtype(code): name for name, code in _DTYPES.items() if name != "BF16"}
 _WRAPPERS = ("state_dict", "model_state_dict", "net", "model")
-_PREFIXES = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, a Lightning module
+_COUNTER = "n_averaged"  # torch.optim.swa_utils.AveragedModel's, beside its "module."
 _LONGEST_HEADER = 100_000_000
 
 
@@ -34,12 +35,17 @@ def load_file(path):
 
     path: a .pt or .pth file (needs torch; nothing but tensors and plain values is unpickled) or a
     .safetensors file. A state_dict inside {"state_dict", "model_state_dict", "net" or "model": ...}
-    is taken out; the prefixes "module." and "_orig_mod." of all keys are dropped. bfloat16 becomes
-    float32. Raises UserError: no such file, another suffix, damaged, or no state_dict in it.
+    is taken out; the prefixes "module.", "_orig_mod." and "model." of all keys are dropped, and so is
+    AveragedModel's counter. bfloat16 becomes float32. Raises UserError: no such file, one that may
+    not be read, another suffix, damaged, or no state_dict in it.
     """
     path = _checked(path)
     if not path.is_file():
         raise UserError(f"no file {path}: give the path of a {', '.join(SUFFIXES)} file")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     content = _unwrapped(content)
     for key, value in content.items():
@@ -164,6 +170,8 @@ def _unwrapped(content):
 
 
 def _without_prefixes(state_dict):
+    if all(key.startswith("module.") for key in state_dict if key != _COUNTER):
+        state_dict = {key: value for key, value in state_dict.items() if key != _COUNTER}
     for prefix in _PREFIXES * 2:  # in either order
         if all(key.startswith(prefix) for key in state_dict):
             state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}

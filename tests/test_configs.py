@@ -12,7 +12,7 @@ import pytest
 
 from jaxcifar import config as config_lib
 from jaxcifar import models
-from jaxcifar.errors import UserError
+from jaxcifar.errors import UserError, nearest
 from jaxcifar.report import published
 from jaxcifar.task import create_task
 
@@ -197,6 +197,14 @@ def test_a_wrong_name_is_named(change, message):
     with pytest.raises(UserError, match=message):
         config_lib.validate(config)
         create_task(config, num_train=100, num_classes=10)
+
+
+def test_capitals_and_hyphens_make_no_difference_to_what_is_suggested():
+    known = ("adam", "adamw", "cifar10", "cifar100", "ResNet18_Weights")
+    for name, meant in (("adamW", "adamw"), ("CIFAR-10", "cifar10"), ("Adam", "adam"),
+                        ("resnet18-weights", "ResNet18_Weights")):
+        assert nearest(name, known) == f" (did you mean {meant!r}?)"
+    assert nearest("xyz", known) == ""
 
 
 def test_an_unknown_field_suggests_the_nearest():

@@ -124,6 +124,22 @@ def test_bfloat16_depthwise_gradients_are_summed_in_float32():
     np.testing.assert_array_equal(dw[1, 1], 2048)  # a bfloat16 sum of ones stops at 256
 
 
+def test_bfloat16_depthwise_convolutions_are_rounded_once():
+    rng = np.random.default_rng(0)
+    x, dy, w = (jnp.asarray(rng.normal(size=size), jnp.bfloat16) for size in (
+        (2, 12, 12, 4), (2, 12, 12, 4), (7, 7, 1, 4)))
+
+    def both(x, w, dy):
+        y, pullback = jax.vjp(
+            lambda x: conv.conv2d(x, w, padding=((3, 3), (3, 3)), groups=4), x)
+        return y, *pullback(dy)
+
+    for half, full in zip(both(x, w, dy), both(*(a.astype(jnp.float32) for a in (x, w, dy))),
+                          strict=True):
+        assert half.dtype == jnp.bfloat16
+        np.testing.assert_allclose(half.astype(jnp.float32), full, rtol=2**-8, atol=1e-6)
+
+
 @pytest.mark.parametrize("groups", [1, 2, 16])
 def test_the_backend_chooses_the_form(monkeypatch, groups):
     def gradient_text():

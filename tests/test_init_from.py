@@ -98,6 +98,21 @@ def test_weights_of_another_model_are_refused(tmp_path):
         started(config)
 
 
+def test_what_is_wrong_with_the_weights_names_the_field(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    name = "ResNet18_Weights.IMAGENET1K_V1"  # nothing is fetched
+    for source, model, reason in (
+            (tmp_path / "folder", None, "is not a run folder"),
+            (tmp_path / "weights.safetensors", None, "is damaged"),
+            (name, "resnet18",
+             "weights of model 'imagenet_resnet18', and config.model.name is 'resnet18'")):
+        config = configured(source)
+        config.model = config_lib.model(model) if model else config.model
+        with pytest.raises(UserError, match=f"^config.init_from = '{source}': .*{reason}"):
+            started(config)
+
+
 def test_a_run_starts_from_another_and_resumes_without_it(tmp_path, monkeypatch):
     twin, _ = twin_of("imagenet_resnet18", 10)
     torch.save(twin.state_dict(), tmp_path / "weights.pth")

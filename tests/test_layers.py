@@ -266,6 +266,9 @@ def test_dropout_at_the_ends_of_its_range():
     x = jnp.ones((2, 3))
     np.testing.assert_array_equal(layers.Dropout(0.0).apply({}, x, True), x)
     np.testing.assert_array_equal(layers.Dropout(1.0).apply({}, x, True), jnp.zeros_like(x))
+    for rate in (-0.5, 20):
+        with pytest.raises(ValueError, match=f"rate {rate}: expected a probability"):
+            layers.Dropout(rate).apply({}, x, False)
 
 
 @pytest.mark.parametrize("layer,shape,fan_in", [
@@ -340,6 +343,17 @@ def test_relu_and_its_gradient_at_and_beside_zero(dtype):
     np.testing.assert_array_equal(np.float32(y), np.float32(expected))
     gradient = pullback(jnp.full_like(x, 3.0))[0]
     np.testing.assert_array_equal(np.float32(gradient[:7]), [0, 0, 0, 0, 3, 3, 3])
+
+
+@pytest.mark.parametrize(("function", "second", "total"), [
+    (layers.add_bias, jnp.zeros(4), 2048),
+    (layers.multiply_by_gate, jnp.ones((2, 1, 1, 4), jnp.bfloat16), 1024)])
+def test_bfloat16_gradients_of_biases_and_gates_are_summed_in_float32(function, second, total):
+    x = jnp.ones((2, 32, 32, 4), jnp.bfloat16)
+    y, pullback = jax.vjp(function, x, second)
+    dx, gradient = pullback(jnp.ones_like(y))
+    assert (y.dtype, dx.dtype, gradient.dtype) == (x.dtype, x.dtype, second.dtype)
+    np.testing.assert_array_equal(gradient, total)  # a bfloat16 sum of ones stops at 256
 
 
 def test_relu_twice_before_a_bfloat16_sum():

@@ -1,5 +1,6 @@
 """The registry: names, options, parameter counts, types, one compilation per shape."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,6 +88,30 @@ def test_unknown_names_and_options_suggest_the_nearest():
         models.create("resnet5m", chanels=[1])
 
 
+def test_a_model_of_ones_own_whose_file_or_class_is_not_there_is_named(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "mynet", ("mynet", "MyNet", {}))
+    with pytest.raises(UserError, match="'mynet' in the file jaxcifar/models/mynet.py, and there is"):
+        models.create("mynet")
+    monkeypatch.setitem(models.MODELS, "mynet", ("lenet", "MyNet", {}))
+    with pytest.raises(UserError, match="class MyNet of jaxcifar/models/lenet.py, which defines no"):
+        models.create("mynet")
+
+
+@pytest.mark.parametrize(("function", "returned"), [
+    (lambda x: x.reshape(1, -1)[:, :10], r"\[1, 10\]"), (lambda x: x.mean((1, 2)), r"\[2, 3\]"),
+    (lambda x: (x, x), "a tuple")])
+def test_a_model_that_returns_no_logits_is_refused_before_it_is_trained(function, returned):
+    class MyNet(nn.Module):
+        num_classes: int = 10
+
+        @nn.compact
+        def __call__(self, images, train):
+            return function(images)
+
+    with pytest.raises(ValueError, match=f"of 2 images it makes {returned}, expected logits"):
+        models.shapes(MyNet())
+
+
 def test_different_numbers_of_widths_and_blocks_are_refused():
     with pytest.raises(UserError, match="different numbers of stages: channels .2., blocks .1."):
         shapes("resnet5m", channels=[8, 8], blocks=[1])
@@ -113,6 +138,45 @@ def test_bfloat16_forward_is_finite_and_near_float32(name):
     scale = np.abs(logits[jnp.float32]).max()
     np.testing.assert_allclose(logits[jnp.bfloat16], logits[jnp.float32], atol=0.06 * scale)
     assert not np.array_equal(logits[jnp.bfloat16], logits[jnp.float32])
+
+
+def first_of_each_class():
+    """Names of models that together have every class of models."""
+    entries = reversed(models.MODELS.items())
+    return sorted({(module, cls): name for name, (module, cls, _) in entries}.values())
+
+
+@pytest.mark.parametrize("name", first_of_each_class())
+def test_no_gradient_is_a_long_sum_in_bfloat16(name, monkeypatch):
+    """Biases, gates, tokens: on a GPU, such a sum of 257 ones is 256."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    model = models.create(name, dtype=jnp.bfloat16)
+
+    def gradient(variables, images):
+        def loss(params):
+            out, _ = model.apply({**variables, "params": params}, images, train=True,
+                                 rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"])
+            return out.sum()
+        return jax.grad(loss)(variables["params"])
+
+    images = jax.ShapeDtypeStruct((32, 64, 64, 3), jnp.float32)
+    traced = jax.make_jaxpr(gradient)(models.shapes(model, (64, 64, 3)), images)
+    sums = [equation for equation in equations(traced.jaxpr)
+            if equation.primitive.name.startswith("reduce_sum")]
+    long = [f"{s.invars[0].aval.str_short()} to {s.outvars[0].aval.str_short()}" for s in sums
+            if s.invars[0].aval.dtype == jnp.bfloat16
+            and s.invars[0].aval.size > 8 * s.outvars[0].aval.size]
+    assert sums and not long
+
+
+def equations(jaxpr):
+    """Yield the equations of a jaxpr, those of the functions in it included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values()),
+                                     is_leaf=lambda v: hasattr(v, "eqns")):
+            if hasattr(value, "eqns"):
+                yield from equations(getattr(value, "jaxpr", value))
 
 
 @pytest.mark.parametrize(("name", "options"), [

@@ -83,6 +83,20 @@ def test_kernels_of_one_shape_are_orthogonalised_each_for_itself():
         np.testing.assert_allclose(updates[name], alone.reshape(gradient.shape), atol=1e-5)
 
 
+def test_attentions_projection_is_the_kernel_of_torchs_layout_and_tokens_are_none():
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=(8, 24)), "pos_embedding": np.ones((1, 5, 8)),
+              "cls_token": np.ones((1, 1, 8))}
+    params["in_proj_weight"] = params["kernel"].T
+    assert re.findall(r"\w+_?\w+", muon.matrices(params, "")) == ["in_proj_weight", "kernel"]
+    gradients = {name: params[name].astype(np.float32) for name in ("kernel", "in_proj_weight")}
+    rule = muon.scale_by_muon(0.9, 5)
+    updates, _ = rule.update(gradients, rule.init(gradients))
+    np.testing.assert_allclose(updates["in_proj_weight"], updates["kernel"].T, atol=1e-5)
+    np.testing.assert_allclose(  # each of 8 directions near sqrt(3), for 3 outputs of each input
+        np.linalg.svd(updates["kernel"], compute_uv=False), np.sqrt(3), rtol=0.35)
+
+
 @pytest.mark.parametrize("rest", ["sgd", "adam"])
 def test_muon_leaves_the_rest_to_its_rule(rest):
     options = {"momentum": 0.9, "decay_exclude": "bias$"}

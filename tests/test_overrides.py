@@ -102,6 +102,23 @@ def test_a_second_configuration_file_is_refused(tmp_path):
             main._read_config_file(["main", *words])
 
 
+def test_a_missing_configuration_says_what_is_given_and_where_to_run(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"missing \(--confg=a.py is given\).*configs/resnet5m.py"):
+        main._read_config_file(["main", "--confg=a.py"])
+    monkeypatch.chdir(tmp_path)
+    for words in (["--config=configs/resnet5m.py"], []):
+        with pytest.raises(UserError, match="run this in the repository's folder, where configs/ is$"):
+            main._read_config_file(["main", *words])
+
+
+def test_help_is_no_failure(monkeypatch):
+    monkeypatch.setattr(main.flags, "FLAGS", lambda argv: sys.exit(1))  # as absl does after the text
+    for words, code in ((["--help"], 0), (["--other"], 1)):
+        with pytest.raises(SystemExit) as caught:
+            main._parsed(["main", *words])
+        assert caught.value.code == code
+
+
 def test_a_tilde_after_an_equals_sign_is_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     argv = ["main", "--config=~/mine.py:wide", "--config.init_from=~/a run"]

@@ -74,6 +74,14 @@ def test_curves_without_any_value(tmp_path, made):
     assert pixels(tmp_path / "curves.png").std() > 0  # axes and title are drawn
 
 
+@pytest.mark.parametrize(("losses", "bottom"), [((2.302, 2.311), False), ((2.3, 0.4), True)])
+def test_the_loss_is_inside_its_axes(losses, bottom, tmp_path):
+    rows = [{"epoch": 1, "train_loss": losses[0], "val_loss": losses[1]}]
+    low, high = plots.curves(rows, tmp_path / "c.png", title="t").axes[0].get_ylim()
+    room = 0.02 * (high - low)
+    assert low + room < min(losses) and max(losses) < high - room and (low == 0) == bottom
+
+
 def test_curves_with_gaps_and_a_test_column(tmp_path):
     made = rows(6, test_loss=lambda e: None if e == 3 else 1.0, val_accuracy=lambda _: None)
     loss, accuracy = plots.curves(made, tmp_path / "curves.png", title="gaps").axes

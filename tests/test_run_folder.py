@@ -15,7 +15,7 @@ import pytest
 import tiny
 from test_invariants import StopAfter
 
-from jaxcifar import run_folder, splits, train
+from jaxcifar import run_folder, saved, splits, train
 from jaxcifar.checkpoint import Checkpoints
 from jaxcifar.errors import UserError
 from jaxcifar.report import parity_results
@@ -199,6 +199,28 @@ def test_what_goes_wrong_in_the_end_does_not_hide_what_went_wrong_before(tmp_pat
     with pytest.raises(UserError, match="the disk is full"), monkeypatch.context() as patch:
         patch.setattr("jaxcifar.checkpoint.Checkpoints.wait", fail)
         tiny.fit(config, tmp_path / "b", monkeypatch, stop=StopAfter(2))
+
+
+@pytest.mark.parametrize(("fields", "difference"), [
+    ({"channels": (4, 6)}, r"params/layer2.0/bn1/bias was \(8,\), is \(6,\); .*; \d+ more"),
+    ({"channels": (4, 8, 8), "blocks": (1, 1, 1)}, "params/layer3.0/bn1/bias is new"),
+    ({"channels": (4,), "blocks": (1,)}, "params/layer2.0/bn1/bias is gone")])
+def test_checkpoints_of_a_model_whose_code_was_changed_are_not_damaged(
+        fields, difference, tmp_path):
+    def state(**changed):
+        config = tiny.tiny_config()
+        config.model.update(changed)
+        return saved.template(create_task(config, 100, 10))
+
+    for read_only in (False, True):
+        written = Checkpoints(tmp_path)
+        written.save(state(), None)
+        written.close()
+        opened = Checkpoints(tmp_path, read_only=read_only)
+        with pytest.raises(UserError, match=f"are of another model .*{difference}.*--workdir"):
+            opened.restore_latest(state(**fields))
+        opened.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"], "nothing is set aside"
 
 
 def test_early_stopping_compares_at_least_two_epochs():

@@ -160,6 +160,13 @@ def test_warmup_then_cosine_equals_torch_sequential():
     np.testing.assert_allclose(ours, torch_rates(make, TOTAL), rtol=6e-7)
 
 
+@pytest.mark.parametrize("name", ["cosine_step", "linear", "multistep"])
+def test_a_run_shorter_than_its_warmup_is_the_beginning_of_the_ramp(name):
+    options = {"milestones": [9]} if name == "multistep" else {}
+    np.testing.assert_array_equal(rates(name, 2, warmup_epochs=5, **options),
+                                  rates("constant", 6, warmup_epochs=5)[:2 * STEPS])
+
+
 def test_warmup_multiplies_any_schedule():
     plain = rates("multistep", 6, milestones=[1, 3])
     warmed = rates("multistep", 6, milestones=[1, 3], warmup_epochs=1.5)

@@ -1,6 +1,7 @@
 """Files of weights: torch's and safetensors' own readers and writers agree with ours."""
 
 import builtins
+import errno
 import json
 import struct
 
@@ -88,6 +89,8 @@ def test_the_bytes_that_we_write_are_the_formats(tmp_path):
     lambda s: {"net": {"module." + k: v for k, v in s.items()}},
     lambda s: {"module._orig_mod." + k: v for k, v in s.items()},
     lambda s: {"_orig_mod.module." + k: v for k, v in s.items()},
+    lambda s: {"n_averaged": torch.tensor(3), **{"module." + k: v for k, v in s.items()}},
+    lambda s: {"state_dict": {"model." + k: v for k, v in s.items()}},
 ])
 def test_the_state_dict_in_a_checkpoint_is_found(wrap, tmp_path):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
@@ -118,6 +121,19 @@ def test_safetensors_needs_no_torch(tmp_path, monkeypatch):
         weight_files.load_file(tmp_path / "w.pth")
     with pytest.raises(UserError, match="cannot write a .pt or .pth file without PyTorch"):
         weight_files.save_file(tmp_path / "v.pt", ARRAYS)
+
+
+def test_a_file_that_may_not_be_read_says_so(tmp_path, monkeypatch):
+    for name in ("w.safetensors", "w.pth"):
+        weight_files.save_file(tmp_path / name, ARRAYS)
+        with monkeypatch.context() as patch, pytest.raises(
+                UserError, match=f"cannot read .*{name}: Permission denied"):
+            patch.setattr("pathlib.Path.open", denied)
+            weight_files.load_file(tmp_path / name)
+
+
+def denied(*args, **kwargs):
+    raise PermissionError(errno.EACCES, "Permission denied")
 
 
 class Custom:

@@ -84,7 +84,8 @@ def read_image(path, formats=_FORMATS):
     try:
         with Image.open(path, formats=formats) as image:
             if image.size != IMAGE_SHAPE[1::-1]:
-                raise DataError(f"{path}: {image.width}x{image.height} pixels, expected 32x32")
+                raise DataError(f"{path}: {image.width}x{image.height} pixels, expected 32x32: "
+                                "resize the images first, such as by Pillow's Image.resize")
             if (image.format == "PNG" and image.mode in ("RGB", *_ALPHA_MODES)
                     and "16" in str(image.tile[0][3])):
                 raise DataError(f"{path}: 16 bits per channel, of which Pillow would drop half; save "

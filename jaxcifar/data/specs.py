@@ -84,7 +84,8 @@ def get_spec(name: str) -> DatasetSpec:
     """Return the spec of a dataset; DataError with the nearest name for an unknown one."""
     if name in SPECS:
         return SPECS[name]
-    raise DataError(unknown("dataset", name, SPECS))
+    raise DataError(f"{unknown('dataset', name, SPECS)}; one of your own is a DatasetSpec in SPECS of "
+                    "jaxcifar/data/specs.py")
 
 
 def verify_split(spec: DatasetSpec, split: str, arrays: SplitArrays, origin: str) -> None:

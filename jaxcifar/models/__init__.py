@@ -131,11 +131,16 @@ def create(name, num_classes=10, *, dtype=jnp.float32, remat=False, **model_opti
 def shapes(model, image_shape=(32, 32, 3), **options):
     """Return the variables of a linen module as shapes (jax.eval_shape's); nothing is computed.
 
-    image_shape: (H, W, C) of its inputs; options: of its __call__, such as part.
+    image_shape: (H, W, C) of its inputs; options: of its __call__, such as part. Raises ValueError
+    where a model without options returns anything but a row of logits for each image.
     """
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jax.eval_shape(lambda x: model.init({"params": jax.random.key(0)}, x, train=False,
-                                               **options), images)
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    logits, variables = jax.eval_shape(lambda x: model.init_with_output(
+        {"params": jax.random.key(0)}, x, train=False, **options), images)
+    if not options and getattr(logits, "shape", None) != (2, model.num_classes):
+        returned = f"{list(logits.shape)}" if hasattr(logits, "shape") else f"a {type(logits).__name__}"
+        raise ValueError(f"of 2 images it makes {returned}, expected logits [2, {model.num_classes}]")
+    return variables
 
 
 def count_params(params):
@@ -147,7 +152,19 @@ def _lookup(name):
     if name not in MODELS:
         raise UserError(unknown("model", name, names()))
     module, cls, preset = MODELS[name]
-    return getattr(importlib.import_module(f"jaxcifar.models.{module}"), cls), preset
+    path = f"jaxcifar.models.{module}"
+    try:
+        return getattr(importlib.import_module(path), cls), preset
+    except ModuleNotFoundError as error:
+        if error.name != path:
+            raise
+        raise UserError(f"MODELS has {name!r} in the file jaxcifar/models/{module}.py, and there is "
+                        "none") from error
+    except AttributeError as error:
+        if error.name != cls:
+            raise
+        raise UserError(f"MODELS has {name!r} as the class {cls} of jaxcifar/models/{module}.py, "
+                        "which defines no such class") from error
 
 
 def _hashable(value):

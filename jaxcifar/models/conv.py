@@ -216,9 +216,10 @@ def _shifts_of_x(x, dy, kernel_size, stride, padding):
 def _depthwise(x, kernel, stride, padding):
     """Convolve each channel with a filter of its own: x [N, H, W, C], kernel [kh, kw, 1, C]."""
     size = _output_size(x.shape, kernel.shape, stride, padding)
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    dtype, kernel = x.dtype, kernel.astype(jnp.float32)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
     return sum(_window(x, shift, size, stride) * kernel[(*shift, 0)]
-               for shift in np.ndindex(kernel.shape[:2]))
+               for shift in np.ndindex(kernel.shape[:2])).astype(dtype)
 
 
 def _depthwise_forward(x, kernel, stride, padding):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxcifar.models import layers
 
-_SMALL = 64  # pixels; a stem of stride 32 leaves a single cell of anything smaller
+_SMALL = 64  # pixels; of anything smaller the stages, 32 times smaller, leave 2x2 cells or one
 
 
 def warn_small_images(module, name, images, instead):
@@ -30,9 +30,10 @@ def warn_small_images(module, name, images, instead):
 
 @functools.cache
 def _warn(name, size, instead):
+    cells = -(-size // 32)
     warnings.warn(
         f"model {name!r} has an ImageNet stem, made for 224x224 pixels: of {size}x{size} it leaves "
-        f"a single cell; use {instead} for these, or larger images", stacklevel=3)
+        f"{cells}x{cells} cell(s); use {instead} for these, or larger images", stacklevel=3)
 
 
 def block(module, remat):
@@ -85,4 +86,4 @@ class SqueezeExcitation(nn.Module):
                                  bias_init=nn.initializers.zeros, dtype=self.dtype)
         means = layers.global_avg_pool(x)[:, None, None]
         hidden = self.activation(conv(self.squeeze, name="fc1")(means))
-        return x * self.gate(conv(x.shape[-1], name="fc2")(hidden))
+        return layers.multiply_by_gate(x, self.gate(conv(x.shape[-1], name="fc2")(hidden)))

@@ -26,8 +26,9 @@ from jaxcifar.models.pooling import adaptive_avg_pool, avg_pool, global_avg_pool
 
 __all__ = [
     "BatchContext", "BatchNorm", "Conv", "Dropout", "Dropout2d", "LayerNorm", "Linear",
-    "adaptive_avg_pool", "avg_pool", "batch_context", "current_batch", "flatten", "global_avg_pool",
-    "kaiming_normal_fan_out", "max_pool", "relu", "uniform_fan_in",
+    "adaptive_avg_pool", "add_bias", "avg_pool", "batch_context", "current_batch", "flatten",
+    "global_avg_pool", "kaiming_normal_fan_out", "max_pool", "multiply_by_gate", "relu",
+    "uniform_fan_in",
 ]
 
 
@@ -41,6 +42,23 @@ def relu(x):
     if x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
         return jnp.where(x <= 0, jnp.zeros_like(x), x)
     return nn.relu(x)
+
+
+def add_bias(x, bias):
+    """Return x + bias in x's dtype: [..., C] and float32 [..., C], broadcast.
+
+    Added in float32, and so is the gradient of bias, a sum over the batch and the map: in bfloat16
+    256 ones and one more are 256.
+    """
+    return (x.astype(jnp.float32) + bias).astype(x.dtype)
+
+
+def multiply_by_gate(x, gate):
+    """Return x * gate in x's dtype: [N, H, W, C] and [N, 1, 1, C].
+
+    Multiplied in float32, and so is the gradient of gate summed over the map, see `add_bias`.
+    """
+    return (x.astype(jnp.float32) * gate.astype(jnp.float32)).astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +154,7 @@ class Conv(nn.Module):
             padding=_sides(self.padding), groups=self.groups)
         if self.use_bias:
             bias_init = self.bias_init or uniform_fan_in(math.prod(shape[:-1]))
-            x = x + self.param("bias", bias_init, (self.features,)).astype(self.dtype)
+            x = add_bias(x, self.param("bias", bias_init, (self.features,)))
         return x
 
 
@@ -155,7 +173,7 @@ class Linear(nn.Module):
         y = products.linear(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             bias_init = self.bias_init or uniform_fan_in(x.shape[-1])
-            y = y + self.param("bias", bias_init, (self.features,)).astype(self.dtype)
+            y = add_bias(y, self.param("bias", bias_init, (self.features,)))
         return y
 
 
@@ -232,6 +250,8 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
+        if not 0 <= self.rate <= 1:
+            raise ValueError(f"Dropout {self.name}: rate {self.rate}: expected a probability, 0 to 1")
         if not train or self.rate == 0:
             return x
         if self.rate >= 1:

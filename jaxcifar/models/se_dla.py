@@ -32,7 +32,7 @@ class SqueezeExcitation(nn.Module):
                              name="fc.0")(gate)
         gate = layers.Linear(channels, use_bias=False, dtype=self.dtype,
                              name="fc.2")(layers.relu(gate))
-        return x * nn.sigmoid(gate)[:, None, None]
+        return layers.multiply_by_gate(x, nn.sigmoid(gate)[:, None, None])
 
 
 class SEBottleneck(nn.Module):

@@ -72,7 +72,7 @@ class Norm(nn.Module):
         norm = layers.BatchNorm(1e-12, self.momentum, affine=False, dtype=self.dtype, name="bn")
         x = norm(x, train)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return x + bias.astype(self.dtype)
+        return layers.add_bias(x, bias)
 
 
 class ConvGroup(nn.Module):

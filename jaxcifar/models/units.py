@@ -32,7 +32,7 @@ def squeeze_excitation(x, features, activation=layers.relu, *,
     first, second = names
     hidden = layers.Conv(features, 1, dtype=dtype, name=first)(means)
     scale = layers.Conv(x.shape[-1], 1, dtype=dtype, name=second)(activation(hidden))
-    return x * jax.nn.sigmoid(scale)
+    return layers.multiply_by_gate(x, jax.nn.sigmoid(scale))
 
 
 def interleave(a, b):

@@ -30,7 +30,7 @@ class SelfAttention(nn.Module):
         weight = self.param("in_proj_weight", _xavier_uniform, (3 * width, width))
         bias = self.param("in_proj_bias", nn.initializers.zeros, (3 * width,))
         qkv = products.linear(x.astype(self.dtype), weight.astype(self.dtype).T)
-        qkv = qkv + bias.astype(self.dtype)
+        qkv = layers.add_bias(qkv, bias)
         q, k, v = jnp.moveaxis(qkv.reshape(count, length, 3, self.heads, -1), 2, 0)
         scores = jnp.einsum("nqhd,nkhd->nhqk", q / math.sqrt(width // self.heads), k)
         weights = nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
@@ -89,8 +89,8 @@ class ViT(nn.Module):
         count, length, width = x.shape
         token = self.param("cls_token", nn.initializers.normal(1.0), (1, 1, width))
         positions = self.param("pos_embedding", nn.initializers.normal(1.0), (1, length + 1, width))
-        token = jnp.broadcast_to(token.astype(self.dtype), (count, 1, width))
-        x = jnp.concatenate([token, x], axis=1) + positions.astype(self.dtype)
+        token = jnp.broadcast_to(token, (count, 1, width)).astype(self.dtype)
+        x = layers.add_bias(jnp.concatenate([token, x], axis=1), positions)
         for i in range(self.depth):
             x = EncoderLayer(self.heads, self.mlp_dim, self.dropout, self.dtype,
                              name=f"transformer.layers.{i}")(x, train)

@@ -39,8 +39,9 @@ def curves(rows, path, *, title, reference=None, reference_label="reported"):
                   color=colour, linewidth=1.1, linestyle=(0, (4, 2)), alpha=0.65)
         axes.set(xlabel="epoch", ylabel="accuracy [%]" if metric == "accuracy" else "loss")
         axes.set_xlim(*_epoch_range([*rows, *(reference or ())]))
-        if metric == "loss":
-            axes.set_ylim(bottom=0)
+        low, high = axes.dataLim.intervaly
+        if metric == "loss" and 0 <= low < high / 2:  # else 0 would leave a flat line at the top
+            axes.set_ylim(0, 1.05 * high)
         dress(axes, whole_numbers=True)
         _mark_learning_rates(axes, rows)
         if axes.get_legend_handles_labels()[0]:
@@ -123,6 +124,15 @@ def dress(axes, *, whole_numbers=False):
     axes.grid(color="#e3e3e3", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def few_ticks(axis):
+    """Label a logarithmic axis at powers of ten, or at 1, 2 and 5 times them if it has few of these."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+    low, high = axis.get_data_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,), numticks=6))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure, path, metadata=None):

@@ -123,10 +123,12 @@ def slices(records, search, path, *, title):
             axes.set_xlim(-0.6, len(labels) - 0.4)
         elif domain.log:
             axes.set_xscale("log")
+            plots.few_ticks(axes.xaxis)
         axes.set_xlabel(names[index])
         axes.set_ylabel(search.objective if index % columns == 0 else "")
         plots.dress(axes)
-    figure.suptitle(f"{title}: complete trials, later ones darker, the best ringed", fontsize=12)
+    text = f"{title}: complete trials, later ones darker, the best ringed"
+    figure.suptitle(textwrap.fill(text, 36 * columns), fontsize=12)
     return plots.save(figure, path)
 
 
