@@ -11,6 +11,7 @@ import pytest
 
 from jaxcifar import config as config_lib
 from jaxcifar import host, train
+from jaxcifar.report import parity_runs
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROBE = """
@@ -146,3 +147,18 @@ def test_xla_is_told_once_what_a_gpu_shall_do_and_knows_it(field, value, flag, m
     started = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=environment,
                              capture_output=True, text=True, timeout=300, check=False)
     assert started.returncode == 0, started.stderr  # XLA ends the process for flags it does not know
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a script stands for nvidia-smi")
+def test_what_nvidia_smi_says_of_the_first_gpu(tmp_path, monkeypatch):
+    asked = {"name": "NVIDIA H200\\nNVIDIA H100", "memory.free": "143158\\n3", "none": ""}
+    cases = "\n".join(f'*--query-gpu={what}*) printf "{says}";;' for what, says in asked.items())
+    script = tmp_path / "nvidia-smi"
+    script.write_text(f'#!/bin/sh\ncase "$*" in\n{cases}\n*) exit 6;;\nesac\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert host.of_gpu("name") == "NVIDIA H200"
+    assert parity_runs.free_device_bytes("gpu") == 143158 * 2**20
+    assert host.of_gpu("none") is host.of_gpu("nonsense") is None
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert host.of_gpu("name") is parity_runs.free_device_bytes("gpu") is None
