@@ -163,8 +163,8 @@ class Checkpoints:
             more = len(differences) - _SHOWN
             raise UserError(
                 f"the checkpoints in {self._folder} are of another model than this code builds "
-                f"({'; '.join(differences[:_SHOWN])}{f'; {more} more' if more > 0 else ''}): choose "
-                "another --workdir, or go back to the code that wrote them")
+                f"({'; '.join(differences[:_SHOWN])}{f'; {more} more' if more > 0 else ''}): take "
+                "another folder, or go back to the code that wrote them")
 
     def _set_aside(self, steps):
         for step in [] if self._read_only else steps:

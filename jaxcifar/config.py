@@ -141,9 +141,9 @@ def default():
     c.optimizer.betas = (0.9, 0.999)
     c.optimizer.eps = 1e-8
     c.optimizer.decay_exclude = ""  # regular expression over parameter paths: these are not decayed
-    c.optimizer.muon_momentum = 0.95  # muon: of the matrices
+    c.optimizer.muon_momentum = 0.95  # muon: of the kernels
     c.optimizer.muon_steps = 5  # muon: Newton-Schulz steps
-    c.optimizer.muon_exclude = ""  # muon: regular expression: matrices for muon_rest's rule
+    c.optimizer.muon_exclude = ""  # muon: regular expression: kernels for muon_rest's rule
     c.optimizer.muon_rest = "adamw"  # muon: rule of all other parameters, with the options above
     c.max_grad_norm = 0.0  # clip the gradient's global norm; 0: off
     c.max_grad_value = 0.0  # clip each gradient entry; 0: off

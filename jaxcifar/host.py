@@ -61,17 +61,17 @@ def cores():
     return os.cpu_count()
 
 
-def of_gpu(what):
-    """Return what nvidia-smi says of the first NVIDIA GPU, a str; None where there is none to ask.
+def of_gpus(what):
+    """Return what nvidia-smi says of every NVIDIA GPU, a list of str; [] where there is none to ask.
 
     what: a property as --query-gpu names it, such as "name" or "memory.free" (in MiB).
     """
     query = ("nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits")
     try:
         lines = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
-        return lines.splitlines()[0].strip()
-    except (OSError, subprocess.SubprocessError, IndexError):
-        return None
+        return [line.strip() for line in lines.splitlines()]
+    except (OSError, subprocess.SubprocessError):
+        return []
 
 
 def _single_threaded_convolutions():

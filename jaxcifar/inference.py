@@ -17,7 +17,6 @@ from jaxcifar.checkpoint import Checkpoints
 from jaxcifar.epoch import eval_batch_size
 from jaxcifar.errors import UserError
 
-CHECKPOINTS = ("selected", "last", "best")
 SPLITS = ("test", "val", "train")
 
 
@@ -58,8 +57,8 @@ def load(workdir, which="selected"):
       UserError: no run, no checkpoint yet, a damaged one, or a run that compares no epochs and
         `which` = "best".
     """
-    if which not in CHECKPOINTS:
-        raise UserError(errors.unknown("choice of checkpoint", which, CHECKPOINTS))
+    if which not in saved.WHICH:
+        raise UserError(errors.unknown("choice of checkpoint", which, saved.WHICH))
     workdir = pathlib.Path(workdir)
     config = saved.read_config(workdir)
     train.configure_jax(config)
@@ -229,6 +228,8 @@ def _restore(checkpoints, step, template, folder):
                         f"{', '.join(map(str, checkpoints.steps()))}): use --checkpoint=last")
     try:
         return checkpoints.restore(step, template)
+    except UserError:
+        raise
     except Exception as error:  # whatever a damaged file makes orbax raise
         raise UserError(f"the checkpoint {folder / str(step)} cannot be read "
                         f"({errors.first_line(error)}): put back an intact copy, or use "
@@ -243,6 +244,6 @@ class Parser(command.Parser):
         super().__init__(description, prog)
         self.add_argument("--workdir", required=True, help="the run's folder")
         self.add_argument("--checkpoint", default="selected",
-                          help=f"which epoch: {', '.join(CHECKPOINTS)}; default selected")
+                          help=f"which epoch: {', '.join(saved.WHICH)}; default selected")
         self.add_argument("--flip", action="store_true",
                           help="mean of the logits of each image and its mirror image")

@@ -42,11 +42,6 @@ def start(task, state):
     if not config.init_from:
         return state, []
     name, options = saved.model_of(config)
-    own_names = [known for known, (weights, *_) in config_lib.IMAGENET.items()
-                 if weights == config.init_from]
-    if own_names and name not in own_names:  # before they are fetched
-        raise UserError(f"config.init_from = {config.init_from!r}: the weights of model "
-                        f"{own_names[0]!r}, and config.model.name is {name!r}")
     path, given = _read(config.init_from)
     own = torch_weights.to_torch(name, {"params": state.params, "batch_stats": state.batch_stats},
                                  num_classes=task.num_classes, image_size=task.image_size,
@@ -101,11 +96,13 @@ def _read(source):
 
 @contextlib.contextmanager
 def _naming(source):
-    """Name config.init_from in a UserError of the block."""
+    """Name config.init_from in a UserError of the block, and the model of torchvision's weights."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"config.init_from = {source!r}: {error}") from error
+        of = "".join(f", the weights of model {name!r}"
+                     for name, (weights, *_) in config_lib.IMAGENET.items() if weights == source)
+        raise UserError(f"config.init_from = {source!r}{of}: {error}") from error
 
 
 def torchvision_file(name):

@@ -47,12 +47,14 @@ def matrices(params, exclude):
     are none. Raises UserError where none is left, or `exclude` matches none.
     """
     pattern = partition.pattern(exclude, "config.optimizer.muon_exclude") if exclude else None
-    names = [partition.path_name(path) for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-             if jnp.ndim(leaf) >= 2 and partition.path_name(path).endswith(("kernel", _TRANSPOSED))]
+    there = [partition.path_name(path) for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+             if jnp.ndim(leaf) >= 2]
+    names = [name for name in there if name.endswith(("kernel", _TRANSPOSED))]
     taken = [name for name in names if pattern is None or not pattern.search(name)]
     if not taken:
         raise UserError("optimizer 'muon' finds no matrix among the trained parameters: there are "
-                        f"{', '.join(names) or 'only vectors'}, less muon_exclude {exclude!r}")
+                        f"{', '.join(there) or 'only vectors'}, of which kernels are matrices, less "
+                        f"muon_exclude {exclude!r}")
     if pattern is not None and len(taken) == len(names):
         raise UserError(f"muon_exclude {exclude!r} matches no matrix of this model; they are named "
                         f"like {', '.join(names[-2:])}")

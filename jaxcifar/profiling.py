@@ -119,8 +119,10 @@ def for_traces(config, num_steps):
 
 
 def where_traces_are(folder):
-    """Return the line that ends a profile."""
-    return (f"\ntraces: {folder}/*/plugins/profile/*/*.trace.json.gz, for https://ui.perfetto.dev, or "
+    """Return the lines that end a profile."""
+    graphs = ("\nall this without CUDA graphs: training itself may be faster, and the device less idle"
+              if jax.default_backend() == "gpu" else "")
+    return (f"{graphs}\ntraces: {folder}/**/*.trace.json.gz, for https://ui.perfetto.dev, or "
             f"tensorboard --logdir {folder} (pip install xprof)")
 
 
@@ -151,11 +153,7 @@ def report(work, calls, folder, text):
     work(min(_WARM_UP, calls.count))
     seconds = work(calls.count)
     profile = record(folder, lambda: work(calls.count), text)
-    lines = [table(profile, calls.steps), summary(profile, calls, seconds)]
-    if jax.default_backend() == "gpu":
-        lines.append(f"without CUDA graphs, {calls.steps_each} step(s) a call: training itself may be "
-                     "faster, and less idle")
-    return "\n".join(lines)
+    return f"{table(profile, calls.steps)}\n{summary(profile, calls, seconds)}"
 
 
 def prepare(config, num_steps, say):
@@ -192,6 +190,8 @@ def record(folder, work, text):
     """
     options = jax.profiler.ProfileOptions()
     if jax.process_count() > 1:  # each its own: they may see one disk
+        if parallel.is_primary():
+            shutil.rmtree(folder / "plugins", ignore_errors=True)  # of a single process
         folder = folder / f"process{jax.process_index()}"
     options.python_tracer_level = 0  # every Python call, at several times the cost of a small step
     with run_folder.writing(folder):

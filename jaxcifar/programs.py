@@ -72,13 +72,16 @@ class Programs:
         return {"sums": sums,
                 "confusion": np.sum([p["confusion"] for p in parts], axis=0)}
 
-    def compile(self, state, data, held_out, step_in_epoch=0, *, whole_epoch=True):
+    def compile(self, state, data, held_out, step_in_epoch=0, *, whole_epoch=True,
+                last_epoch=False):
         """Compile every program that training from step `step_in_epoch` of an epoch on needs.
 
-        With whole_epoch=False: those of the epoch's next call, and of evaluation.
+        last_epoch: no other follows. With whole_epoch=False: those of the epoch's next call, and of
+        evaluation.
         """
+        starts = (step_in_epoch, 0) if whole_epoch and not last_epoch else (step_in_epoch,)
         permutation, wanted = self.permutation(state), {}
-        for step in (step_in_epoch, 0) if whole_epoch else (step_in_epoch,):  # 0: later epochs
+        for step in starts:
             while (call := self.steps_at(step))[0]:
                 wanted[self._train_program(*call)] = (state, data, permutation)
                 if not whole_epoch:

@@ -130,6 +130,8 @@ class Run:
             self._checkpoints.wait()
             try:
                 state = self._checkpoints.restore(self._step_of(epoch), self._template)
+            except UserError:
+                raise
             except Exception as error:  # whatever a damaged file makes orbax raise
                 raise UserError(
                     f"the checkpoint of the selected epoch {epoch} (step {self._step_of(epoch)}) in "

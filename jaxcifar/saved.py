@@ -63,7 +63,7 @@ def state_dict(workdir, which="selected", *, raw=False):
     """Return (a run's weights as the state_dict of the original, the epochs that they were trained).
 
     workdir: the run's folder. which: "selected", the epoch by the rule config.selection, which
-    result.json measures; "best", the one that the run keeps as its best (the last where it compares
+    result.json measures (the newest while there is none); "best", the one that the run keeps as its best (the last where it compares
     none); or "last". raw: the weights themselves where the run averages them
     (config.ema_decay); else their average, which is what the run evaluates.
 
@@ -87,7 +87,8 @@ def _state(workdir, task, which):
     """Return the newest state, or that of the epoch that the run keeps as its best: see state_dict."""
     form, rule = template(task), selection.kept_rule(task.config)
     if which == "selected":
-        which = "last" if task.config.selection == "last" else "best"
+        finished = pathlib.Path(workdir, "result.json").exists()
+        which = "best" if finished and task.config.selection != "last" else "last"
     folder = pathlib.Path(workdir) / "checkpoints"
     run_folder.refuse_without_checkpoints(workdir)
     checkpoints = Checkpoints(workdir, read_only=True)

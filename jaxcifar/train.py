@@ -79,7 +79,8 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None, cache=None, after_epoch
         live = devices.replicate(state.on_device())
         with watch.section("compile"):
             programs.compile(live, train_data, held_out,
-                             int(state.step) - int(state.epoch) * task.steps_per_epoch)
+                             int(state.step) - int(state.epoch) * task.steps_per_epoch,
+                             last_epoch=int(state.epoch) + 1 >= config.epochs)
         run.log.print(f"compiled in {watch.sections['compile']:.1f} s")
         if parallel.is_primary():
             run.log.meanwhile("samples.png", run_report.samples, *pictured)

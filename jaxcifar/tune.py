@@ -74,7 +74,7 @@ def run(config, search, workdir, *, trials=0, storage="", name="study", retry_ru
       Interrupted: the trial under way goes on the next time.
     """
     study.load_optuna()
-    train.check(config)
+    config_lib.validate(config)
     search.check(config)
     train.configure_jax(config)
     parallel.create(config)

@@ -125,7 +125,7 @@ def fakes(monkeypatch):
     Fake.asked, Fake.specs, Fake.fails, Fake.device = [], [], {}, "cpu"
     monkeypatch.setattr(driver, "Process", Fake)
     monkeypatch.setattr(driver, "_PAUSE_SECONDS", 0)
-    monkeypatch.setattr(driver.host, "of_gpu", lambda what: Fake.device)
+    monkeypatch.setattr(driver.host, "of_gpus", lambda what: [Fake.device])
     return Fake
 
 

@@ -116,6 +116,8 @@ def test_the_epoch_that_a_run_selected_is_written(run, tmp_path):
     shutil.copytree(run[0], folder)
     fields = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(fields | {"selection": "best_val_accuracy"}))
+    assert convert.export_run(folder, tmp_path / "w.safetensors") == 4, "the newest: it goes on"
+    (folder / "result.json").write_text("{}")
     assert convert.export_run(folder, tmp_path / "w.safetensors") == 2
     assert convert.export_run(folder, tmp_path / "w.safetensors", which="last") == 4
 

@@ -159,6 +159,14 @@ def test_the_hash_is_the_run_s_on_fewer_devices_too(tmp_path, monkeypatch):
     assert result["config_hash"] == trained.run_hash
 
 
+def test_a_model_whose_code_was_changed_is_no_damage(run, monkeypatch):
+    other = create_state(create_task(tiny.tiny_config(ema_decay=0.5), 100, 10), 0)
+    monkeypatch.setattr(saved, "template", lambda task: jax.tree.map(np.asarray, other))
+    for which in saved.WHICH:
+        with pytest.raises(UserError, match="^the checkpoints in .* are of another model than this"):
+            inference.load(run[0], which)
+
+
 def test_a_folder_that_lacks_a_part_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("jaxcifar.data.load", lambda name, data_dir: DATA)
     state = new_run(tmp_path, model=config_lib.model("lenet"), selection="best_val_loss")

@@ -150,15 +150,15 @@ def test_xla_is_told_once_what_a_gpu_shall_do_and_knows_it(field, value, flag, m
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a script stands for nvidia-smi")
-def test_what_nvidia_smi_says_of_the_first_gpu(tmp_path, monkeypatch):
+def test_what_nvidia_smi_says(tmp_path, monkeypatch):
     asked = {"name": "NVIDIA H200\\nNVIDIA H100", "memory.free": "143158\\n3", "none": ""}
     cases = "\n".join(f'*--query-gpu={what}*) printf "{says}";;' for what, says in asked.items())
     script = tmp_path / "nvidia-smi"
     script.write_text(f'#!/bin/sh\ncase "$*" in\n{cases}\n*) exit 6;;\nesac\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert host.of_gpu("name") == "NVIDIA H200"
+    assert host.of_gpus("name") == ["NVIDIA H200", "NVIDIA H100"]
     assert parity_runs.free_device_bytes("gpu") == 143158 * 2**20
-    assert host.of_gpu("none") is host.of_gpu("nonsense") is None
+    assert host.of_gpus("none") == host.of_gpus("nonsense") == []
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    assert host.of_gpu("name") is parity_runs.free_device_bytes("gpu") is None
+    assert host.of_gpus("name") == [] and parity_runs.free_device_bytes("gpu") is None

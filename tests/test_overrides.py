@@ -1,5 +1,6 @@
 """Configuration files of one's own and their mistakes; fields and models set on the command line."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -103,6 +104,7 @@ def test_a_second_configuration_file_is_refused(tmp_path):
 
 
 def test_a_missing_configuration_says_what_is_given_and_where_to_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(pathlib.Path(main.__file__).parent.parent)
     with pytest.raises(UserError, match=r"missing \(--confg=a.py is given\).*configs/resnet5m.py"):
         main._read_config_file(["main", "--confg=a.py"])
     monkeypatch.chdir(tmp_path)

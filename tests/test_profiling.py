@@ -282,13 +282,14 @@ def test_a_profile_compiles_what_it_runs_and_a_run_what_its_later_epochs_need_to
     task = create_task(tiny.tiny_config(), 100, 10)
     made = programs.Programs(task, parallel.Parallel("jit", tuple(jax.devices()[:1])))
     wanted = []
-    for step, whole in ((0, True), (0, False), (task.full_steps, True), (task.full_steps, False)):
+    for step, fields in ((0, {}), (0, {"whole_epoch": False}), (task.full_steps, {}), (
+            task.full_steps, {"whole_epoch": False}), (task.full_steps, {"last_epoch": True})):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parallel, "compile_all", lambda calls: wanted.append(len(calls)))
             patch.setattr(made, "permutation", lambda state: None)
             state = create_state(task, 0).on_device()
-            made.compile(state, None, None, step, whole_epoch=whole)
-    assert wanted == [3, 2, 3, 2], "full batches, the last one, evaluation"
+            made.compile(state, None, None, step, **fields)
+    assert wanted == [3, 2, 3, 2, 2], "full batches, the last one, evaluation"
 
 
 def test_a_picture_drawn_beside_the_training_is_waited_for_and_may_fail(tmp_path):

@@ -217,7 +217,7 @@ def test_checkpoints_of_a_model_whose_code_was_changed_are_not_damaged(
         written.save(state(), None)
         written.close()
         opened = Checkpoints(tmp_path, read_only=read_only)
-        with pytest.raises(UserError, match=f"are of another model .*{difference}.*--workdir"):
+        with pytest.raises(UserError, match=f"are of another model .*{difference}.*another folder"):
             opened.restore_latest(state(**fields))
         opened.close()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"], "nothing is set aside"

@@ -235,14 +235,14 @@ def previous(folder, name, on_cpu, settings):
 
     A row without a result is left out, to be tried again, unless it ran into the limit.
     """
-    device = None if on_cpu else host.of_gpu("name")
+    here = () if on_cpu else tuple(host.of_gpus("name"))  # of a part of one, the first words
     for path in sorted(folder.glob("results/benchmark_*.json")):
         if not path.stem.endswith(name) or path.stem.startswith("benchmark_cpu") != on_cpu:
             continue
         content = json.loads(path.read_text(encoding="utf-8"))
         if path != _paths(content["rows"], on_cpu, name, folder)[0]:
             continue
-        if device not in (None, _device(content["rows"])):
+        if here and not _device(content["rows"]).startswith(here):
             continue
         if all(content.get(key) == value for key, value in settings.items()):
             return [row for row in content["rows"] if "error" not in row or row["timed_out"]]

@@ -117,8 +117,8 @@ def free_device_bytes(platform):
     if platform == "cpu":
         return None
     try:
-        return int(host.of_gpu("memory.free") or "") * _MiB
-    except ValueError:
+        return int(host.of_gpus("memory.free")[0]) * _MiB
+    except (IndexError, ValueError):
         return None
 
 
