@@ -63,9 +63,9 @@ def state_dict(workdir, which="selected", *, raw=False):
     """Return (a run's weights as the state_dict of the original, the epochs that they were trained).
 
     workdir: the run's folder. which: "selected", the epoch by the rule config.selection, which
-    result.json measures (the newest while there is none); "best", the one that the run keeps as its best (the last where it compares
-    none); or "last". raw: the weights themselves where the run averages them
-    (config.ema_decay); else their average, which is what the run evaluates.
+    result.json measures (the newest while there is none); "best", the one that the run keeps as its
+    best (the last where it compares none); or "last". raw: the weights themselves where the run
+    averages them (config.ema_decay); else their average, which is what the run evaluates.
 
     Raises UserError: no such run, or nothing readable in it.
     """

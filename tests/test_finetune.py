@@ -16,6 +16,7 @@ from torch_twins import randomized
 from jaxcifar import config as config_lib
 from jaxcifar import features, partition, splits, steps, torch_weights
 from jaxcifar.errors import UserError
+from jaxcifar.models import counts
 from jaxcifar.state import create_state
 from jaxcifar.task import create_task
 from jaxcifar.train import Interrupted
@@ -112,14 +113,8 @@ def test_the_last_stage_trains_with_its_batch_norms():
 
 def convolutions(function, *arguments):
     """Return the number of convolutions that a function computes, those inside its parts included."""
-    def count(jaxpr):
-        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-        inner = [value for eqn in jaxpr.eqns for value in eqn.params.values()
-                 if hasattr(value, "jaxpr") or hasattr(value, "eqns")]
-        own = sum(eqn.primitive.name == "conv_general_dilated" for eqn in jaxpr.eqns)
-        return own + sum(map(count, inner))
-
-    return count(jax.make_jaxpr(function)(*arguments))
+    return sum(equation.primitive.name == "conv_general_dilated"
+               for equation in counts.equations(jax.make_jaxpr(function)(*arguments).jaxpr))
 
 
 def test_a_frozen_backbone_costs_a_forward_pass():

@@ -8,6 +8,7 @@ import pytest
 
 from jaxcifar import models
 from jaxcifar.errors import UserError
+from jaxcifar.models import counts
 
 IMAGES = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
 
@@ -161,22 +162,12 @@ def test_no_gradient_is_a_long_sum_in_bfloat16(name, monkeypatch):
 
     images = jax.ShapeDtypeStruct((32, 64, 64, 3), jnp.float32)
     traced = jax.make_jaxpr(gradient)(models.shapes(model, (64, 64, 3)), images)
-    sums = [equation for equation in equations(traced.jaxpr)
+    sums = [equation for equation in counts.equations(traced.jaxpr)
             if equation.primitive.name.startswith("reduce_sum")]
     long = [f"{s.invars[0].aval.str_short()} to {s.outvars[0].aval.str_short()}" for s in sums
             if s.invars[0].aval.dtype == jnp.bfloat16
             and s.invars[0].aval.size > 8 * s.outvars[0].aval.size]
     assert sums and not long
-
-
-def equations(jaxpr):
-    """Yield the equations of a jaxpr, those of the functions in it included."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in jax.tree.leaves(list(equation.params.values()),
-                                     is_leaf=lambda v: hasattr(v, "eqns")):
-            if hasattr(value, "eqns"):
-                yield from equations(getattr(value, "jaxpr", value))
 
 
 @pytest.mark.parametrize(("name", "options"), [

@@ -119,25 +119,12 @@ def multiply_adds(name):
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(
         models.shapes(model), image).jaxpr
-    layer = _first_product(jaxpr)
+    layer = next(equation for equation in counts.equations(jaxpr)
+                 if equation.primitive.name in ("conv_general_dilated", "dot_general"))
     shapes = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in layer.invars]
     first = counts.multiply_adds(lambda *x: layer.primitive.bind(*x, **layer.params), *shapes)
     forward = counts.count(model)["multiply_adds"]
     return {"multiply_adds": forward, "training": 3 * forward - first}
-
-
-def _first_product(jaxpr):
-    """Return the first equation that is a convolution or a matrix product, or None."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
-            return equation
-        for value in jax.tree.leaves(list(equation.params.values()),
-                                     is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            found = _first_product(inner) if hasattr(inner, "eqns") else None
-            if found is not None:
-                return found
-    return None
 
 
 def augment_steps(task, num_steps, size, state, data, permutation, *, axis_name, num_devices):

@@ -24,14 +24,19 @@ def multiply_adds(function, *args):
     function, args: as for jax.make_jaxpr; nothing is computed. Elementwise work is not counted.
     """
     with plain_convolutions():
-        return _count(jax.make_jaxpr(function)(*args).jaxpr)
+        return sum(map(_count, equations(jax.make_jaxpr(function)(*args).jaxpr)))
 
 
-def _count(jaxpr):
-    return sum(_count_equation(equation) for equation in jaxpr.eqns)
+def equations(jaxpr):
+    """Yield the equations of a jaxpr in their order, after each those of the functions in it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(value):
+                yield from equations(getattr(value, "jaxpr", value))
 
 
-def _count_equation(equation):
+def _count(equation):
     name = equation.primitive.name
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval.shape  # rows, columns, channels per group, features
@@ -40,8 +45,7 @@ def _count_equation(equation):
         (contracted, _), _ = equation.params["dimension_numbers"]
         left = equation.invars[0].aval.shape
         return math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
-    inner = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
-    return sum(_count(getattr(value, "jaxpr", value)) for value in inner if _is_jaxpr(value))
+    return 0
 
 
 def _is_jaxpr(value):
