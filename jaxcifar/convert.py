@@ -22,16 +22,16 @@ from jaxcifar.checkpoint import Checkpoints
 from jaxcifar.errors import UserError
 
 
-def export_run(workdir, path, *, which="selected", raw=False):
+def export_run(workdir, path, *, checkpoint="selected", raw=False):
     """Write a run's weights to a .pt, .pth or .safetensors file.
 
-    workdir: the run's folder. which, raw: see saved.state_dict.
+    workdir: the run's folder. checkpoint: see saved.load_state. raw: see saved.state_dict.
 
     Returns the number of epochs that the written weights were trained. Raises UserError: no such
     run, nothing readable in it, or a file that cannot be written.
     """
     weight_files.check_target(path)
-    state_dict, epoch = saved.state_dict(workdir, which, raw=raw)
+    state_dict, epoch = saved.state_dict(workdir, checkpoint, raw=raw)
     weight_files.save_file(path, state_dict)
     return epoch
 
@@ -90,8 +90,8 @@ def main(argv):
     parser.add_argument("--from", dest="source", required=True,
                         help="a run folder, or a .pt, .pth or .safetensors file")
     parser.add_argument("--to", required=True, help="such a file, or a new run folder")
-    parser.add_argument("--which", default="selected",
-                        help="of a run: selected (default; what result.json measures), last or best")
+    parser.add_argument("--checkpoint", default="selected",
+                        help=f"which epoch of a run: {', '.join(saved.WHICH)}; default selected")
     parser.add_argument("--raw", action="store_true",
                         help="of a run that averages its weights: not the average")
     parser.add_argument("--fresh", default="", metavar="REGEX",
@@ -110,14 +110,14 @@ def main(argv):
         if arguments.config or rest or arguments.fresh:
             raise UserError("--config and --fresh belong to --from=FILE: a run folder has its own "
                             "configuration")
-        epoch = export_run(arguments.source, arguments.to, which=arguments.which,
+        epoch = export_run(arguments.source, arguments.to, checkpoint=arguments.checkpoint,
                            raw=arguments.raw)
         print(f"wrote {arguments.to}: {arguments.source} after epoch {epoch}")
         return
     if not arguments.config:
         raise UserError("--config is missing: it names the model that the weights are for")
-    if arguments.raw or arguments.which != parser.get_default("which"):
-        raise UserError("--which and --raw belong to --from=RUN: a file has one set of weights")
+    if arguments.raw or arguments.checkpoint != parser.get_default("checkpoint"):
+        raise UserError("--checkpoint and --raw belong to --from=RUN: a file has one set of weights")
     import_weights(arguments.source, arguments.to, _config(arguments.config, rest),
                    fresh=arguments.fresh)
     print(f"wrote {arguments.to}: a run at epoch 0 with the weights of {arguments.source}")

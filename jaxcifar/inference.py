@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 from typing import Any
 
@@ -12,8 +11,7 @@ import numpy as np
 from jax import lax
 
 from jaxcifar import config as config_lib
-from jaxcifar import command, errors, parallel, run_folder, saved, selection, splits, train
-from jaxcifar.checkpoint import Checkpoints
+from jaxcifar import command, errors, parallel, saved, splits, train
 from jaxcifar.epoch import eval_batch_size
 from jaxcifar.errors import UserError
 
@@ -46,26 +44,20 @@ def load(workdir, which="selected"):
     """Load the weights of a run; nothing in its folder is changed, and it may be going on.
 
     Args:
-      workdir: the run's folder. which: "selected", the epoch that result.json was measured at, or
-        the newest while there is no result.json; "last", the newest checkpoint; "best", the epoch
-        that the run keeps as its best so far.
+      workdir: the run's folder. which: see `saved.load_state`.
 
     Returns:
       Trained. The weights are the average where the run keeps one (config.ema_decay).
 
     Raises:
-      UserError: no run, no checkpoint yet, a damaged one, or a run that compares no epochs and
-        `which` = "best".
+      UserError: no run, or none of its checkpoints that is `which`.
     """
-    if which not in saved.WHICH:
-        raise UserError(errors.unknown("choice of checkpoint", which, saved.WHICH))
     workdir = pathlib.Path(workdir)
     config = saved.read_config(workdir)
     train.configure_jax(config)
     run_hash, config = config_lib.config_hash(config), _for_this_machine(config)
     task = saved.task_of(config)
-    result = _read_result(workdir)
-    state, reason = _choose(workdir, task, which, result)
+    state, reason, result = saved.load_state(workdir, task, which)
     epoch, step = int(state.epoch), int(state.step)
     description = f"{workdir}: epoch {epoch} of {config.epochs}, step {step:,} ({reason})"
     return Trained(workdir, config, run_hash, task, _devices(config), state.variables(), epoch, step,
@@ -171,69 +163,6 @@ def _devices(config):
 
 def _multiple(size, count):
     return -(-size // count) * count
-
-
-def _read_result(workdir):
-    path = workdir / "result.json"
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        return {key: result[key] for key in ("selection", "steps", "test_loss", "test_accuracy")}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({errors.first_line(error)}): remove it, and the "
-                        "training command writes it again from the checkpoints") from error
-
-
-def _choose(workdir, task, which, result):
-    """Return (TrainState, why this one)."""
-    folder = workdir / "checkpoints"
-    run_folder.refuse_without_checkpoints(workdir)
-    template = saved.template(task)
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
-        if which == "selected" and result:
-            rule, epoch = result["selection"]["rule"], result["selection"]["epoch"]
-            step = result["steps"] if rule == "last" else run_folder.step_of(workdir, epoch)
-            return (_restore(checkpoints, step, template, folder),
-                    f"selected by the rule {rule.replace('_', ' ')}")
-        newest = checkpoints.restore_latest(template)
-        if newest is None:
-            raise UserError(f"{folder} holds no finished checkpoint")
-        if which == "best":
-            rule, epoch = _best(task.config, newest, workdir)
-            return (_restore(checkpoints, run_folder.step_of(workdir, epoch), template, folder),
-                    f"the {rule.replace('_', ' ')} so far")
-        reason = "the newest checkpoint"
-        if int(newest.step) != checkpoints.steps()[-1]:
-            reason = "the newest that can be read; newer checkpoints are damaged"
-        return newest, reason if result else f"{reason}; the run is not finished"
-    finally:
-        checkpoints.close()
-
-
-def _best(config, newest, workdir):
-    """Return (rule, epoch) of the best epoch that the newest state knows of."""
-    rule = selection.kept_rule(config)
-    epoch = selection.best_epoch(newest.history, rule) if rule else None
-    if epoch is None:
-        raise UserError(f"{workdir} compares no epochs (val_size = {config.val_size}, selection = "
-                        f"{config.selection!r}), or has finished none: use --checkpoint=last")
-    return rule, epoch
-
-
-def _restore(checkpoints, step, template, folder):
-    if step not in checkpoints.steps():
-        raise UserError(f"the checkpoint of step {step} is not in {folder} (there are "
-                        f"{', '.join(map(str, checkpoints.steps()))}): use --checkpoint=last")
-    try:
-        return checkpoints.restore(step, template)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a damaged file makes orbax raise
-        raise UserError(f"the checkpoint {folder / str(step)} cannot be read "
-                        f"({errors.first_line(error)}): put back an intact copy, or use "
-                        "--checkpoint=last") from error
 
 
 class Parser(command.Parser):

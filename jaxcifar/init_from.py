@@ -42,6 +42,10 @@ def start(task, state):
     if not config.init_from:
         return state, []
     name, options = saved.model_of(config)
+    for model, (weights, *_) in config_lib.IMAGENET.items():  # before anything is fetched
+        if weights == config.init_from and name != model and name in models.MODELS:
+            raise UserError(f"config.init_from = {weights!r}: they are the weights of model "
+                            f"{model!r}, and config.model is {name!r}")
     path, given = _read(config.init_from)
     own = torch_weights.to_torch(name, {"params": state.params, "batch_stats": state.batch_stats},
                                  num_classes=task.num_classes, image_size=task.image_size,
@@ -96,13 +100,11 @@ def _read(source):
 
 @contextlib.contextmanager
 def _naming(source):
-    """Name config.init_from in a UserError of the block, and the model of torchvision's weights."""
+    """Name config.init_from in a UserError of the block."""
     try:
         yield
     except UserError as error:
-        of = "".join(f", the weights of model {name!r}"
-                     for name, (weights, *_) in config_lib.IMAGENET.items() if weights == source)
-        raise UserError(f"config.init_from = {source!r}{of}: {error}") from error
+        raise UserError(f"config.init_from = {source!r}: {error}") from error
 
 
 def torchvision_file(name):

@@ -188,8 +188,7 @@ def step_of(workdir, epoch):
         if row["epoch"] == epoch:
             return row["step"]
     raise UserError(f"{workdir}/metrics.jsonl has no row of epoch {epoch}, so its checkpoint "
-                    "cannot be found: put the file back, or take the last one (of "
-                    "jaxcifar.convert: --which=last; else --checkpoint=last)")
+                    "cannot be found: put the file back, or use --checkpoint=last")
 
 
 def epoch_seconds(row):

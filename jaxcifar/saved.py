@@ -1,4 +1,4 @@
-"""A run that lies in a folder: its configuration, its newest or its best state, its weights."""
+"""A run that lies in a folder: its configuration, one epoch's state, its weights."""
 
 import json
 import pathlib
@@ -62,18 +62,14 @@ def template(task):
 def state_dict(workdir, which="selected", *, raw=False):
     """Return (a run's weights as the state_dict of the original, the epochs that they were trained).
 
-    workdir: the run's folder. which: "selected", the epoch by the rule config.selection, which
-    result.json measures (the newest while there is none); "best", the one that the run keeps as its
-    best (the last where it compares none); or "last". raw: the weights themselves where the run
+    workdir: the run's folder. which: see `load_state`. raw: the weights themselves where the run
     averages them (config.ema_decay); else their average, which is what the run evaluates.
 
     Raises UserError: no such run, or nothing readable in it.
     """
-    if which not in WHICH:
-        raise UserError(unknown("choice of weights", which, WHICH))
     config = read_config(workdir)
     task = task_of(config)
-    state = _state(workdir, task, which)
+    state, _, _ = load_state(workdir, task, which)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     if not raw:
         variables = state.variables()
@@ -83,34 +79,82 @@ def state_dict(workdir, which="selected", *, raw=False):
         num_batches_tracked=int(state.step), **options), int(state.epoch)
 
 
-def _state(workdir, task, which):
-    """Return the newest state, or that of the epoch that the run keeps as its best: see state_dict."""
-    form, rule = template(task), selection.kept_rule(task.config)
-    if which == "selected":
-        finished = pathlib.Path(workdir, "result.json").exists()
-        which = "best" if finished and task.config.selection != "last" else "last"
-    folder = pathlib.Path(workdir) / "checkpoints"
+def load_state(workdir, task, which):
+    """Load the state of one epoch of a run; nothing in its folder is changed.
+
+    Args:
+      workdir: the run's folder. task: see `task_of`. which: "selected", the epoch that result.json
+        was measured at, or the newest while there is no result.json; "last", the newest checkpoint;
+        "best", the epoch that the run keeps as its best so far.
+
+    Returns:
+      (TrainState, why this one: a str, the run's result: a dict of its selection, steps, test_loss
+      and test_accuracy, or None while it is not finished).
+
+    Raises:
+      UserError: no checkpoint yet, a damaged one, one of another model, or a run that compares no
+        epochs and `which` = "best".
+    """
+    if which not in WHICH:
+        raise UserError(unknown("choice of checkpoint", which, WHICH))
     run_folder.refuse_without_checkpoints(workdir)
+    result, form = _read_result(workdir), template(task)
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
-        state = checkpoints.restore_latest(form)
-        if state is None:
-            raise UserError(f"{folder} holds no finished checkpoint")
-        best = selection.best_epoch(state.history, rule) if rule and which == "best" else None
-        if best is None or (step := run_folder.step_of(workdir, best)) == int(state.step):
-            return state
-        if step not in checkpoints.steps():
-            raise UserError(f"the best epoch, {best}, is not among the checkpoints in {folder}: "
-                            "jaxcifar.convert --which=last takes the last one")
+        if which == "selected" and result:
+            rule, epoch = result["selection"]["rule"], result["selection"]["epoch"]
+            step = result["steps"] if rule == "last" else run_folder.step_of(workdir, epoch)
+            return (_restore(checkpoints, step, form, workdir),
+                    f"selected by the rule {rule.replace('_', ' ')}", result)
+        newest = checkpoints.restore_latest(form)
+        if newest is None:
+            raise UserError(f"{workdir}/checkpoints holds no finished checkpoint")
+        if which == "best":
+            rule, epoch = _best(task.config, newest, workdir)
+            return (_restore(checkpoints, run_folder.step_of(workdir, epoch), form, workdir),
+                    f"the {rule.replace('_', ' ')} so far", result)
+        reason = "the newest checkpoint"
+        if int(newest.step) != checkpoints.steps()[-1]:
+            reason = "the newest that can be read; newer checkpoints are damaged"
+        return newest, reason if result else f"{reason}; the run is not finished", result
+    finally:
+        checkpoints.close()
+
+
+def _read_result(workdir):
+    path = pathlib.Path(workdir) / "result.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        return {key: result[key] for key in ("selection", "steps", "test_loss", "test_accuracy")}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}): remove it, and the training "
+                        "command writes it again from the checkpoints") from error
+
+
+def _best(config, newest, workdir):
+    """Return (rule, epoch) of the best epoch that the newest state knows of."""
+    rule = selection.kept_rule(config)
+    epoch = selection.best_epoch(newest.history, rule) if rule else None
+    if epoch is None:
+        raise UserError(f"{workdir} compares no epochs (val_size = {config.val_size}, selection = "
+                        f"{config.selection!r}), or has finished none: use --checkpoint=last")
+    return rule, epoch
+
+
+def _restore(checkpoints, step, form, workdir):
+    folder = pathlib.Path(workdir) / "checkpoints"
+    if step not in checkpoints.steps():
+        raise UserError(f"the checkpoint of step {step} is not in {folder} (there are "
+                        f"{', '.join(map(str, checkpoints.steps()))}): use --checkpoint=last")
+    try:
         return checkpoints.restore(step, form)
     except UserError:
         raise
     except Exception as error:  # whatever a damaged file makes orbax raise
-        raise UserError(f"the checkpoint of the best epoch in {folder} is damaged "
-                        f"({first_line(error)}): put back an intact copy; jaxcifar.convert "
-                        "--which=last takes the last epoch") from error
-    finally:
-        checkpoints.close()
+        raise UserError(f"the checkpoint {folder / str(step)} cannot be read ({first_line(error)}): "
+                        "put back an intact copy, or use --checkpoint=last") from error
 
 
 def _fill(config, fields):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from benchmark_fakes import measured, report
 
-from jaxcifar.benchmark import driver, table, torch_best, work
+from jaxcifar.benchmark import children, driver, table, torch_best, work
 from jaxcifar.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -40,7 +40,7 @@ def test_from_end_to_end(tmp_path):
 
 
 def test_a_contender_that_ends_is_reported_with_its_last_words(monkeypatch):
-    monkeypatch.setattr(driver.sys, "executable", "/bin/false")
+    monkeypatch.setattr(children.sys, "executable", "/bin/false")
     with pytest.raises(UserError, match="torch_eager: its process ended .exit code 1.: no message"):
         driver.Process("torch_eager", {})
 
@@ -49,8 +49,8 @@ def test_a_contender_that_hangs_is_ended(monkeypatch, tmp_path):
     sleeper = tmp_path / "sleeper"
     sleeper.write_text("#!/bin/sh\nexec sleep 60\n")
     sleeper.chmod(0o755)
-    monkeypatch.setattr(driver.sys, "executable", str(sleeper))
-    with pytest.raises(driver.TimedOut, match="torch_best: no answer within 0.2 s"):
+    monkeypatch.setattr(children.sys, "executable", str(sleeper))
+    with pytest.raises(children.TimedOut, match="torch_best: no answer within 0.2 s"):
         driver.Process("torch_best", {}, limit=0.2)
 
 
@@ -60,7 +60,7 @@ def test_after_ctrl_c_no_limit_is_waited_for(monkeypatch):
 
     before = threading.active_count()
     stdout = types.SimpleNamespace(readline=interrupted)
-    monkeypatch.setattr(driver.subprocess, "Popen",
+    monkeypatch.setattr(children.subprocess, "Popen",
                         lambda *_, **__: types.SimpleNamespace(stdout=stdout))
     with pytest.raises(KeyboardInterrupt):
         driver.Process("jaxcifar", {}, limit=60)
@@ -97,7 +97,7 @@ class Fake:
         Fake.asked.append((contender, spec["model"]))
         Fake.specs.append(spec)
         if Fake.fails.get(contender) == "compile" and spec["compile"]:
-            raise driver.TimedOut("no answer")
+            raise children.TimedOut("no answer")
         if Fake.fails.get(contender) == "start":
             raise UserError(f"no {contender}")
         self.contender, self.count = contender, 0
@@ -107,7 +107,7 @@ class Fake:
         if self.count == Fake.fails.get(self.contender):
             raise UserError("out of memory")
         if Fake.fails.get(self.contender) == "hang":
-            raise driver.TimedOut("no answer")
+            raise children.TimedOut("no answer")
         return measured(10, 0.5 if self.contender == "jaxcifar" else 1.0, 1.0)
 
     def finish(self):

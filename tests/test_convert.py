@@ -68,9 +68,9 @@ def assert_equal(actual, expected):
 
 
 @pytest.mark.parametrize(("suffix", "options", "epoch", "field"), [
-    (".safetensors", {"which": "best"}, 2, "ema"), (".pth", {"which": "best", "raw": True}, 2, "raw"),
+    (".safetensors", {"checkpoint": "best"}, 2, "ema"), (".pth", {"checkpoint": "best", "raw": True}, 2, "raw"),
     (".pth", {}, 4, "ema"),  # what result.json measures: config.selection is "last"
-    (".safetensors", {"which": "last", "raw": True}, 4, "raw")])
+    (".safetensors", {"checkpoint": "last", "raw": True}, 4, "raw")])
 def test_a_run_survives_the_way_out_and_in_exactly(suffix, options, epoch, field, run, tmp_path):
     workdir, config, states, _ = run
     path = tmp_path / f"w{suffix}"
@@ -104,11 +104,11 @@ def test_only_the_wanted_checkpoint_has_to_be_whole(run, tmp_path):
                 file.write_bytes(b"")
 
     damage(12)  # the third epoch; the second is the best
-    assert convert.export_run(folder, tmp_path / "w.safetensors", which="best") == 2
+    assert convert.export_run(folder, tmp_path / "w.safetensors", checkpoint="best") == 2
     damage(8)
-    with pytest.raises(UserError, match="of the best epoch in .* is damaged .*--which=last"):
-        convert.export_run(folder, tmp_path / "w.safetensors", which="best")
-    assert convert.export_run(folder, tmp_path / "w.safetensors", which="last") == 4
+    with pytest.raises(UserError, match="/8 cannot be read .*--checkpoint=last"):
+        convert.export_run(folder, tmp_path / "w.safetensors", checkpoint="best")
+    assert convert.export_run(folder, tmp_path / "w.safetensors", checkpoint="last") == 4
 
 
 def test_the_epoch_that_a_run_selected_is_written(run, tmp_path):
@@ -117,15 +117,17 @@ def test_the_epoch_that_a_run_selected_is_written(run, tmp_path):
     fields = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(fields | {"selection": "best_val_accuracy"}))
     assert convert.export_run(folder, tmp_path / "w.safetensors") == 4, "the newest: it goes on"
-    (folder / "result.json").write_text("{}")
+    result = {"selection": {"rule": "best_val_accuracy", "epoch": 2}, "steps": 16, "test_loss": 1.0,
+              "test_accuracy": 50.0}
+    (folder / "result.json").write_text(json.dumps(result))
     assert convert.export_run(folder, tmp_path / "w.safetensors") == 2
-    assert convert.export_run(folder, tmp_path / "w.safetensors", which="last") == 4
+    assert convert.export_run(folder, tmp_path / "w.safetensors", checkpoint="last") == 4
 
 
 def test_what_is_written_loads_into_the_pytorch_original(run, tmp_path):
     import torch
     workdir, _, states, best = run
-    convert.export_run(workdir, tmp_path / "w.pth", which="best", raw=True)
+    convert.export_run(workdir, tmp_path / "w.pth", checkpoint="best", raw=True)
     twin = ResNet(**SMALL)
     twin.load_state_dict(torch.load(tmp_path / "w.pth"))
     kernel = states[best].params["layer2.0"]["conv1"]["kernel"]
@@ -151,7 +153,7 @@ def test_training_starts_from_imported_weights_as_from_its_own(tmp_path):
 
 def test_fresh_keys_keep_the_models_own_start(run, tmp_path):
     workdir, config, states, best = run
-    convert.export_run(workdir, tmp_path / "w.pt", which="best")
+    convert.export_run(workdir, tmp_path / "w.pt", checkpoint="best")
     weights = weight_files.load_file(tmp_path / "w.pt")
     weights["linear.weight"] = np.zeros((1000, 8), np.float32)  # of 1,000 classes
     weights["linear.bias"] = np.zeros(1000, np.float32)
@@ -185,7 +187,7 @@ def test_the_command_line_both_ways(run, tmp_path, capsys):
     workdir = run[0]
     (tmp_path / "tiny.py").write_text(CONFIG)
     path, new = f"{tmp_path}/w.safetensors", f"{tmp_path}/new"
-    convert.main(["convert", f"--from={workdir}", f"--to={path}", "--which=last"])
+    convert.main(["convert", f"--from={workdir}", f"--to={path}", "--checkpoint=last"])
     assert "after epoch 4" in capsys.readouterr().out
     convert.main(["convert", f"--from={path}", f"--to={new}", f"--config={tmp_path}/tiny.py:fast",
                   "--config.seed=3", "--config.mean=(0.5,0.5,0.5)"])
@@ -203,9 +205,9 @@ def test_every_configuration_survives_config_json(tmp_path):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--from=w.pth"], "the following arguments are required: --to"),
-    (["--from={run}", "--to=w.pth", "--which=bst"], "choice of weights 'bst' .did you mean"),
+    (["--from={run}", "--to=w.pth", "--checkpoint=bst"], "choice of checkpoint 'bst' .did you mean"),
     (["--from={run}", "--to=w.pth", "--config=x.py"], "belong to --from=FILE"),
-    (["--from={run}", "--to=w.pth", "--wich=last"], "unexpected argument '--wich=last'"),
+    (["--from={run}", "--to=w.pth", "--chekpoint=last"], "unexpected argument '--chekpoint=last'"),
     (["--from={run}", "--to=w.ckpt"], "expected a name that ends in"),
     (["--from={tmp}/nothing", "--to=w.pth"], "is not a run folder"),
     (["--from={tmp}/seeds", "--to=w.pth"],

@@ -17,6 +17,7 @@ from test_speedrun import (NUM_TEST, NUM_TRAIN, largest_difference, on_device, s
                            small_run, trained)
 
 from jaxcifar import torch_weights
+from jaxcifar.benchmark import children
 from jaxcifar.errors import UserError
 from jaxcifar.models import speedrun_net
 from jaxcifar.speedrun import driver, rival, torch_rival, training
@@ -272,7 +273,7 @@ def test_a_mode_that_compiles_too_long_gives_way_in_auto_only(dataset, monkeypat
             "time.sleep(0 if 'modes' in spec else 60)\n"
             "print(json.dumps({'ready': {'failed': [], 'modes': spec['modes']}}))")
     popen = subprocess.Popen
-    monkeypatch.setattr(rival.subprocess, "Popen", lambda command, **options: popen(
+    monkeypatch.setattr(children.subprocess, "Popen", lambda command, **options: popen(
         [sys.executable, "-c", code, command[-1]], **options))
     monkeypatch.setattr(rival, "_PATIENCE_SECONDS", 0.2)
     spec, heard = {"compile": "auto", "platform": "gpu"}, []
@@ -282,20 +283,21 @@ def test_a_mode_that_compiles_too_long_gives_way_in_auto_only(dataset, monkeypat
     for options in ({"compile": "max-autotune"}, {"platform": "cpu"}):
         asked = []
 
-        class Process(rival.Process):
-            def __init__(self, spec, dataset, folder, limit=0, asked=asked):
-                asked.append(limit)
+        class Child:
+            def __init__(self, *words):
+                pass
 
-            def messages(self):
-                return ()
+            def receive(self, limit=0, *, may_end=False, asked=asked):
+                asked.append(limit)
+                return None if may_end else {"ready": {"failed": []}}
 
             def close(self):
                 pass
 
         with monkeypatch.context() as patch:
-            patch.setattr(rival, "Process", Process)
-            rival.measure({**spec, **options}, dataset, ready=None, row=None)
-        assert asked == [0]
+            patch.setattr(children, "Child", Child)
+            rival.measure({**spec, **options}, dataset, ready=heard.append, row=None)
+        assert asked == [0, 0]
 
 
 def test_a_compile_mode_that_fails_gives_way_in_auto_only(monkeypatch):

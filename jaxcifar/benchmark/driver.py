@@ -4,10 +4,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
-import subprocess
 import sys
-import tempfile
 import threading
 
 from jaxcifar import host, run_folder
@@ -23,30 +22,23 @@ _LIMIT_SECONDS = 300  # for a contender's preparation, and for each of its measu
 _SEARCH_SHARE = {"quick": 0.2, "whole": 0.4}
 
 
-class TimedOut(UserError):
-    """A contender did not answer within its limit."""
+class Process(children.Child):
+    """A contender's process.
 
-
-class Process:
-    """A contender's process; its standard error goes to a temporary file.
-
-    limit: seconds until it has to have answered; 0: none.
+    limit: seconds for its preparation, and for each of its measurements; 0: none.
     """
 
     def __init__(self, contender, spec, limit=0):
         """Start the process and wait until it has compiled and warmed up. Raises UserError."""
-        self.contender, self._limit = contender, limit
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-        text = json.dumps({**spec, "contender": contender})
-        environ = children.environment()
-        if not spec.get("caches", True):
-            environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+        self._limit = limit
+        environment = {} if spec.get("caches", True) else {
+            "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
         # Contenders share a GPU: none may take most of its memory in advance.
-        environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "jaxcifar.benchmark.child", text], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=self._errors, text=True, bufsize=1, env=environ)
-        self._read()
+        if "XLA_PYTHON_CLIENT_PREALLOCATE" not in os.environ:
+            environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+        super().__init__(contender, "jaxcifar.benchmark.child",
+                         json.dumps({**spec, "contender": contender}), **environment)
+        self.receive(limit)
 
     def measure(self, kind):
         """Return one measurement of a kind of work, see child.measure."""
@@ -58,44 +50,9 @@ class Process:
         self.close()
         return report
 
-    def close(self):
-        """End the process, whatever it does."""
-        self._process.kill()
-        self._process.wait()
-        for file in (self._process.stdin, self._process.stdout, self._errors):
-            with contextlib.suppress(OSError):
-                file.close()
-
     def _ask(self, line):
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-        return self._read()
-
-    def _read(self):
-        late = threading.Event()
-
-        def end():
-            late.set()
-            self._process.kill()
-
-        timer = threading.Timer(self._limit, end) if self._limit else None
-        if timer:
-            timer.start()
-        try:
-            line = self._process.stdout.readline()
-        finally:  # after Ctrl-C too: the program would wait for it
-            if timer:
-                timer.cancel()
-        if late.is_set():
-            self.close()
-            raise TimedOut(f"{self.contender}: no answer within {self._limit} s")
-        message = json.loads(line) if line else {
-            "error": children.last_words(self._process, self._errors)}
-        if "error" in message:
-            self.close()
-            raise UserError(f"{self.contender}: {message['error']}")
-        return message
+        self.send(line)
+        return self.receive(self._limit)
 
 
 def measure(work, contenders, repeats, *, threads, caches, on_cpu, say, limit=0, search=0.0):
@@ -131,7 +88,7 @@ def _prepared(contender, spec, limit, say):
     """Start a contender; torch_best anew without torch.compile, where that was too slow."""
     try:
         return Process(contender, spec, limit)
-    except TimedOut as error:
+    except children.TimedOut as error:
         if contender != "torch_best" or not spec["compile"]:
             raise
         say(f"  {error}; once more, without torch.compile")
@@ -155,7 +112,7 @@ def _failing(contender, reports, processes, say):
         yield
     except UserError as error:
         say(f"  {error}")
-        reports[contender] = {"error": str(error), "timed_out": isinstance(error, TimedOut)}
+        reports[contender] = {"error": str(error), "timed_out": isinstance(error, children.TimedOut)}
         processes.pop(contender, None)
 
 

@@ -3,10 +3,7 @@
 import importlib.util
 import json
 import pathlib
-import subprocess
-import sys
 import tempfile
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -77,56 +74,6 @@ def _parameters(run):
         for name, factor in zip(names, factors, strict=True)}
 
 
-class Process:
-    """The child's process; its standard error goes to a temporary file.
-
-    limit: seconds until its first message has to be there; 0: none.
-    """
-
-    def __init__(self, spec, dataset, folder, limit=0):
-        """Start it; folder: an existing one, for the images and the specification."""
-        folder = pathlib.Path(folder)
-        np.savez(folder / "arrays.npz", **{
-            f"{split}_{kind}": np.asarray(getattr(dataset, f"{split}_{kind}"))
-            for split in ("train", "test") for kind in ("images", "labels")})
-        path = folder / "specification.json"
-        path.write_text(json.dumps({**spec, "arrays": str(folder / "arrays.npz")}),
-                        encoding="utf-8")
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "jaxcifar.speedrun.torch_rival", str(path)],
-            stdout=subprocess.PIPE, stderr=self._errors, text=True, env=children.environment())
-        self._late = threading.Event()
-        self._timer = threading.Timer(limit, self._end)
-        if limit:
-            self._timer.start()
-
-    def messages(self):
-        """Yield what it sends, dicts; a process that ends without a word is an "error".
-
-        Raises TimeoutError where the first one is not there within the limit.
-        """
-        for line in self._process.stdout:
-            self._timer.cancel()
-            yield json.loads(line)
-        if self._late.is_set():
-            raise TimeoutError
-        if self._process.wait():
-            yield {"error": children.last_words(self._process, self._errors)}
-
-    def _end(self):
-        self._late.set()
-        self._process.kill()
-
-    def close(self):
-        """End it, whatever it does."""
-        self._timer.cancel()
-        self._process.kill()
-        self._process.wait()
-        self._process.stdout.close()
-        self._errors.close()
-
-
 def measure(spec, dataset, *, ready, row):
     """Run the rival; call ready(message) once, and row(dict) after every run.
 
@@ -141,21 +88,25 @@ def measure(spec, dataset, *, ready, row):
         ready(message)
 
     with tempfile.TemporaryDirectory(prefix="jaxcifar_rival_") as folder:
+        arrays = pathlib.Path(folder, "arrays.npz")
+        np.savez(arrays, **{
+            f"{split}_{kind}": np.asarray(getattr(dataset, f"{split}_{kind}"))
+            for split in ("train", "test") for kind in ("images", "labels")})
+        spec = {**spec, "arrays": str(arrays)}
         try:
-            _measure(Process(spec, dataset, folder, limit), ready, row)
-        except TimeoutError:
-            _measure(Process({**spec, "modes": rest}, dataset, folder), ready_late, row)
+            _measure(spec, folder, limit, ready, row)
+        except children.TimedOut:
+            _measure({**spec, "modes": rest}, folder, 0, ready_late, row)
 
 
-def _measure(process, ready, row):
-    """Hand on what a Process sends, and end it."""
+def _measure(spec, folder, limit, ready, row):
+    """Hand on what a child sends, the first message within `limit` seconds, and end it."""
+    path = pathlib.Path(folder, "specification.json")
+    path.write_text(json.dumps(spec), encoding="utf-8")
+    child = children.Child("the PyTorch rival", "jaxcifar.speedrun.torch_rival", str(path))
     try:
-        for message in process.messages():
-            if "error" in message:
-                raise UserError(f"the PyTorch rival: {message['error']}")
-            if "ready" in message:
-                ready(message)
-            else:
-                row({key: message[key] for key in ("seed", *_ROW)})
+        ready(child.receive(limit))
+        while message := child.receive(may_end=True):
+            row({key: message[key] for key in ("seed", *_ROW)})
     finally:
-        process.close()
+        child.close()
