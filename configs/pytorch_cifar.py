@@ -8,7 +8,7 @@ All 50,000 training images, crop and flip, 200 epochs of SGD with momentum 0.9 i
 0.1 down a cosine, weight decay 5e-4 on all parameters. The test set is measured after every epoch;
 that repository keeps the best one, here the last one counts.
 
-Expected: at least 95.2% for resnet18, the default; not measured here yet. The repository's README
+Aim: 95.2% for resnet18, the default, which is ours and not measured yet. The repository's README
 gives these test accuracies. Nine stood there already when its recipe was 350 epochs, the rate divided
 by ten at 150 and 250: vgg16 92.64, resnet18 93.02, resnet50 93.62, resnet101 93.75, resnext29_32x4d
 94.73, resnext29_2x64d 94.82, densenet121 95.04, preact_resnet18 95.11, dpn92 95.16. The others came

@@ -91,9 +91,9 @@ def repository(tmp_path):
     return tmp_path
 
 
-def write_result(repository, row, *accuracies, epochs=2, config_hash=None):
+def write_result(repository, row, *accuracies, epochs=2, config_hash=None, **values):
     known = parity_rows.recipes(repository)
-    seeds = {str(seed): {"values": {"test_accuracy": value}, "epochs": epochs}
+    seeds = {str(seed): {"values": {"test_accuracy": value, **values}, "epochs": epochs}
              for seed, value in enumerate(accuracies)}
     path = repository / "results" / f"{row}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,20 +101,28 @@ def write_result(repository, row, *accuracies, epochs=2, config_hash=None):
     path.write_text(json.dumps({"row": row, "config_hash": config_hash, "seeds": seeds}))
 
 
-def test_the_best_mean_of_a_model_as_registered_counts(repository):
+def test_the_best_recipe_of_a_model_as_registered_counts(repository):
     write_result(repository, "cifar100/cnn/flip", 31.0, 33.0, epochs=20)
-    write_result(repository, "cifar100/cnn/crop", 30.0, epochs=20)
+    write_result(repository, "cifar100/cnn/crop", 36.0, epochs=20)  # of one seed only
     write_result(repository, "cifar100/own", 62.0, epochs=12)  # a resnet18 of other options
     write_result(repository, "googlenet/table1/resnet18", 50.0)
-    expected = {"cifar100_cnn": "32.00 (20 epochs, 2 seeds, CIFAR-100)",
+    expected = {"cifar100_cnn": "32.00 (20 epochs, 2 seeds, CIFAR-100, `cifar100/cnn/flip`)",
                 "resnet18": "50.00 (2 epochs, 1 seed)"}
     assert measured.accuracies(repository) == expected
-    write_result(repository, "cifar100/cnn/crop", 36.0, epochs=20)
-    expected["cifar100_cnn"] = "36.00 (20 epochs, 1 seed, CIFAR-100)"
+    write_result(repository, "cifar100/cnn/crop", 34.0, 35.0, epochs=20)
+    expected["cifar100_cnn"] = "34.50 (20 epochs, 2 seeds, CIFAR-100, `cifar100/cnn/crop`)"
     assert measured.accuracies(repository) == expected
     write_result(repository, "cifar100/cnn/128", 90.0, config_hash="of an older configuration")
     write_result(repository, "cifar100/gone", 90.0, config_hash="of a row that was removed")
     assert measured.accuracies(repository) == expected
+
+
+def test_where_there_is_validation_it_chooses_the_recipe(repository):
+    cell = "architectures/cnn/b{}_lr0.001_l0_d0_none"
+    write_result(repository, cell.format(64), 64.0, epochs=30, val_accuracy=66.0)
+    write_result(repository, cell.format(128), 65.0, epochs=30, val_accuracy=65.0)
+    assert measured.accuracies(repository)["cnn3"] == (
+        f"64.00 (30 epochs, 1 seed, `{cell.format(64)}`)")
 
 
 def test_speeds_are_those_of_our_training_steps(repository):

@@ -182,8 +182,8 @@ def test_an_edited_page_or_figure_fails(tmp_path):
     ("googlenet/table1/resnet18", "test_accuracy", 2, 43.47, True),  # 53.47, two epochs
     ("googlenet/table1/resnet18", "test_accuracy", 2, 43.46, False),
     ("googlenet/table1/resnet18", "test_accuracy", 2, 75.0, True),
-    ("googlenet/table2/k5", "test_accuracy", 8, 68.39, True),  # 78.39, 8 epochs
-    ("googlenet/table2/k5", "test_accuracy", 8, 68.38, False),
+    ("googlenet/table2/k5", "test_accuracy", 8, 73.39, True),  # 78.39, 8 epochs
+    ("googlenet/table2/k5", "test_accuracy", 8, 73.38, False),
     ("cifar100/cnn/32", "test_accuracy", 20, 27.0, True),  # 28-30: the lower end
     ("cifar100/cnn/32", "test_accuracy", 20, 26.99, False),
     ("architectures/mlp_l", "val_accuracy", None, 9.0, True),  # 10, "does not train"
@@ -215,8 +215,9 @@ def test_no_tolerance_is_looser_than_the_rule():
         for entry in recipe.numbers:
             worst, epochs = parity_judge.limit(entry, recipe.config.epochs), entry.epoch
             if entry.metric.endswith("_accuracy"):
-                short = (epochs or recipe.config.epochs) < 10
-                assert entry.value - worst == pytest.approx(10.0 if short else 1.0), name
+                trained = epochs or recipe.config.epochs
+                points = 1.0 if trained >= 10 else 5.0 if trained > 2 else 10.0
+                assert entry.value - worst == pytest.approx(points), name
 
 
 def test_verdicts_are_means_over_the_seeds(tmp_path):
@@ -274,12 +275,40 @@ def test_the_page_says_what_is_missing():
                and "---" not in line for line in text.splitlines()) == len(published_numbers)
 
 
+@pytest.mark.parametrize(("row", "metric", "epoch", "ours", "better"), [
+    ("cifar100/nn", "test_accuracy", 20, 27.0, False),  # 26
+    ("cifar100/nn", "test_accuracy", 20, 27.01, True),
+    ("cifar100/cnn/32", "test_accuracy", 20, 31.0, False),  # 28-30
+    ("cifar100/cnn/32", "test_accuracy", 20, 31.01, True),
+    ("cifar100/cnn/128", "train_loss", 20, 0.111, False),  # 0.160 - 0.05
+    ("cifar100/cnn/128", "train_loss", 20, 0.109, True),
+    ("googlenet/table1/resnet18", "params", None, 20_000_000, False),
+])
+def test_better_by_more_than_the_tolerance(row, metric, epoch, ours, better):
+    verdict = parity_judge.Verdict(number(row, metric, epoch), row, parity_judge.WITHIN, (ours,),
+                                   epochs=KNOWN[row].config.epochs)
+    assert parity_judge.is_better(verdict) is better
+
+
+def test_a_conclusion_stands_beside_the_rows_that_it_speaks_of(tmp_path):
+    cell, text = "architectures/cnn/b128_lr0.001_l{}_d0_none", "| CNN: any L2 hurts much |"
+    results = {cell.format(0): parity_fakes.result_of(tmp_path, KNOWN[cell.format(0)],
+                                                      train_accuracy=90.0, val_accuracy=66.0)}
+    assert text not in parity_page.page(KNOWN, results, [])  # nothing to compare it with
+    results[cell.format(0.01)] = parity_fakes.result_of(
+        tmp_path, KNOWN[cell.format(0.01)], train_accuracy=50.0, val_accuracy=49.0)
+    page = parity_page.page(KNOWN, results, [])
+    assert (f"{text} dropout 0, augmentation none, L2 0 | 90.00 (1) | 66.00 (1) |\n"
+            "|  | dropout 0, augmentation none, L2 0.01 | 50.00 (1) | 49.00 (1) |\n") in page
+    assert "| CNN: dropout reduces overfitting |" not in page
+
+
 def test_the_summary_counts_every_number_once(tmp_path):
     results = {row: parity_fakes.result_of(tmp_path, KNOWN[row], test_accuracy=value)
                for row, value in (("cifar100/nn", 26.0), ("cifar100/cnn/32", 2.0))}
     judged = parity_judge.verdicts(KNOWN, COUNTED, results, {})
     text = parity_page.page(KNOWN, results, judged)
-    assert "| cifar100 | 0 of 0 | 16 | 1 of 2 | 0 of 0 | 0 | 1 | 12 | 2 | 0 |" in text
+    assert "| cifar100 | 0 of 0 | 16 | 1 of 2 | 0 of 0 | 0 | 0 | 0 | 1 | 12 | 2 | 0 |" in text
     assert "| 26 | 25.00 | 26.00 (1) | +0.00 | yes |" in text
     assert "| 28-30 | 27.00 | 2.00 (1) | -26.00 | **NO** |" in text
 

@@ -6,7 +6,7 @@ import parity_fakes
 import pytest
 from parity_fakes import ROOT
 
-from jaxcifar.report import parity_figures, parity_rows, published
+from jaxcifar.report import parity_claims, parity_figures, parity_rows, published
 
 KNOWN = parity_rows.recipes(ROOT)
 BEST_CELL = "architectures/cnn/b128_lr0.001_l0_d0.5_basic"
@@ -58,3 +58,9 @@ def test_every_line_of_a_figure_is_a_row():
     for figure in parity_figures.FIGURES:
         for panel in figure.panels:
             assert [name for name, _ in panel.lines if name not in KNOWN] == []
+
+
+def test_every_row_that_a_conclusion_compares_is_there():
+    for claim in parity_claims.CLAIMS:
+        assert [name for name, _ in claim.rows if name not in KNOWN] == []
+        assert claim.report in {name.partition("/")[0] for name, _ in claim.rows}

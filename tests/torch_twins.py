@@ -73,6 +73,7 @@ class CNN3(nn.Module):
 
 
 TWINS = {"resnet5m": ResNet, "cnn3": CNN3}
+WITHOUT_TWIN = set()  # names of models that have no PyTorch original, such as a fork's own
 
 
 def randomized(model, seed=0):

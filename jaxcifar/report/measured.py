@@ -1,4 +1,4 @@
-"""What results/ says of each model: its best measured accuracy, and the speed of its training."""
+"""What results/ says of each model: its measured accuracy, and the speed of its training."""
 
 import json
 import pathlib
@@ -7,24 +7,43 @@ import statistics
 from jaxcifar import models
 from jaxcifar.report import parity_results, parity_rows
 
+_SEEDS = 3  # more say little more of which recipe is the best
+
 
 def accuracies(root):
-    """Return {model: text}, the best mean test accuracy in results/ of the model as registered."""
-    known, best = parity_rows.recipes(root), {}
+    """Return {model: text}, the mean test accuracy in results/ of the model as registered.
+
+    Of several recipes the one with most seeds, up to three; among those the best on validation (on
+    the test set where a recipe has no validation set), and its row is named.
+    """
+    known, found = parity_rows.recipes(root), {}
     for name, content in parity_results.fresh(parity_results.read(root), known).items():
         config = known[name].config
         options = config.model.to_dict()
         model = options.pop("name")
         defaults = models.options(model)
-        records = content["seeds"].values()
-        if any(defaults[key] != value for key, value in options.items()):
-            continue
-        mean = statistics.mean(record["values"]["test_accuracy"] for record in records)
-        epochs = max(record["epochs"] for record in records)
-        on = "" if config.dataset == "cifar10" else ", CIFAR-100"
-        text = f"{mean:.2f} ({epochs} epochs, {len(records)} seed{'s'[:len(records) > 1]}{on})"
-        best[model] = max(best.get(model, (0, "")), (mean, text))
-    return {model: text for model, (_, text) in best.items()}
+        if all(defaults[key] == value for key, value in options.items()):
+            found.setdefault(model, []).append((name, list(content["seeds"].values())))
+    return {model: _text(recipes, known) for model, recipes in found.items()}
+
+
+def _text(recipes, known):
+    """Return a model's cell: recipes are (row, records of its seeds)."""
+    name, records = max(recipes, key=lambda recipe: (min(len(recipe[1]), _SEEDS), _held_out(recipe[1])))
+    notes = [f"{max(record['epochs'] for record in records)} epochs",
+             f"{len(records)} seed{'s'[:len(records) > 1]}"]
+    notes += ["CIFAR-100"] if known[name].config.dataset == "cifar100" else []
+    notes += [f"`{name}`"] if len(recipes) > 1 else []
+    return f"{_mean(records, 'test_accuracy'):.2f} ({', '.join(notes)})"
+
+
+def _held_out(records):
+    there = all("val_accuracy" in record["values"] for record in records)
+    return _mean(records, "val_accuracy" if there else "test_accuracy")
+
+
+def _mean(records, metric):
+    return statistics.mean(record["values"][metric] for record in records)
 
 
 def training_speeds(root):

@@ -67,7 +67,7 @@ FIGURES = (
     Figure("architectures_networks", "architectures", "MLP, CNN and ViT", (Panel(
         "each network's own recipe", (
             ("architectures/mlp_s", "MLP, small"), ("architectures/mlp_l", "MLP, large"),
-            (_CELL.format(128, 0.001, 0, 0.5, "basic"), "CNN, best cell"),
+            (_CELL.format(128, 0.001, 0, 0.5, "basic"), "CNN, the report's best"),
             ("architectures/vit", "ViT, 1 layer"), ("architectures/vit/depth6", "ViT, 6 layers")),
         ("val_accuracy",)),)),
     Figure("cifar100_networks", "cifar100", "CIFAR-100: networks", (

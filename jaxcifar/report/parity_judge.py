@@ -1,8 +1,8 @@
 """Does a measured number hold the published one? The tolerances, and what became of every number.
 
 Tolerances. Accuracy, of runs of 10 epochs or more: the mean over seeds is at most 1.0 point below
-the published value (a range's lower end); of shorter runs: at most 10 points, since their accuracy
-still jumps from epoch to epoch. Better is fine, but where a report says that a network does not
+the published value (a range's lower end); of shorter runs, whose accuracy still jumps from epoch to
+epoch: at most 5 points, of one or two epochs 10. Better is fine, but where a report says that a network does not
 train (10%, guessing): there ours may not be above by more than that either. Loss: above it by at
 most 10% or 0.05, of shorter runs 20% or 0.3, whichever is more. Parameters: equal, or equal once
 rounded to 0.1 million where the report prints millions. Times are not judged: the hardware is
@@ -29,7 +29,7 @@ NOT_MEASURED, STALE, NEEDS_WEIGHTS, NOT_JUDGED = (
 STATUSES = (WITHIN, NOTED, OUTSIDE, NOT_MEASURED, STALE, NEEDS_WEIGHTS, NOT_JUDGED)
 
 _LONG_RUN_EPOCHS = 10
-_ACCURACY_POINTS = {True: 1.0, False: 10.0}  # long run, short run
+_ACCURACY_POINTS = ((_LONG_RUN_EPOCHS, 1.0), (3, 5.0), (0, 10.0))  # from so many epochs on
 _LOSS = {True: (0.10, 0.05), False: (0.20, 0.3)}  # relative, absolute
 _GUESSING = 10.0  # percent, of ten classes
 _ROUNDING = 1e-9
@@ -97,11 +97,11 @@ def limit(number, epochs):
     number, epochs: see `is_long`. An accuracy's is the lowest, a loss's the highest. Parameters have
     none: see `holds`.
     """
-    long_run = is_long(number, epochs)
     if number.metric.endswith("_accuracy"):
-        return number.value - _ACCURACY_POINTS[long_run]
+        trained = number.epoch or epochs
+        return number.value - next(p for first, p in _ACCURACY_POINTS if trained >= first)
     if number.metric.endswith("_loss"):
-        relative, absolute = _LOSS[long_run]
+        relative, absolute = _LOSS[is_long(number, epochs)]
         return number.value + max(relative * number.value, absolute)
     return None
 
@@ -126,6 +126,15 @@ def best_limit(number, epochs):
     if number.metric.endswith("_accuracy") and number.value == _GUESSING:
         return 2 * number.value - limit(number, epochs)
     return None
+
+
+def is_better(verdict):
+    """Return whether ours is better than the published value by more than it might be worse."""
+    worst = limit(verdict.number, verdict.epochs)
+    if worst is None or verdict.difference is None:
+        return False
+    gain = verdict.difference if worst < verdict.number.value else -verdict.difference
+    return gain > abs(worst - verdict.number.value) + _ROUNDING
 
 
 def _reaches(number, ours, worst):

@@ -3,7 +3,7 @@
 import pathlib
 import statistics
 
-from jaxcifar.report import parity_figures, parity_judge, parity_results, parity_rows
+from jaxcifar.report import parity_claims, parity_figures, parity_judge, parity_results, parity_rows
 from jaxcifar.run_folder import write_atomic
 
 _TITLES = {
@@ -22,6 +22,7 @@ _MEASURED = {
     "best_test_accuracy": "epoch of the best test accuracy"}
 _SOURCES = {"report": "", "log": ", by the authors' log",
             "recount": ", recounted"}
+_SEEDS = 3  # that make a mean
 _APART = 5.0  # deviation above which a mean says little: some seeds train, some do not
 _MARKS = {parity_judge.WITHIN: "yes", parity_judge.NOTED: "no: see below",
           parity_judge.OUTSIDE: "**NO**", parity_judge.STALE: "stale",
@@ -38,13 +39,19 @@ per row: every seed's values and curves, configuration hash, commit, versions, d
 - **Ours** is the mean over seeds +- the standard deviation (n - 1), then the number of seeds, and
   their values where the deviation is above 5. A parameter count is that of the network which the
   configuration builds; it needs no run.
-- **Limit** is the worst value that holds: accuracy of a run of 10 epochs or more 1.0 point below the
-  published value (the lower end of a range), of a shorter run, whose accuracy still jumps from epoch to
-  epoch, 10 points below; loss 10% or 0.05 above, of a shorter run 20% or 0.3, whichever is more;
-  parameters equal, or equal when rounded to 0.1 million where the report prints millions. Better is
-  fine, but where the report's point is that a network does not train (10%, guessing): there above
-  counts as below. **Difference**: ours less the published value, 0 inside a published range, beyond
-  one to its nearer end. Times are shown and not judged: the hardware is another.
+- **Limit** is the worst value that holds, by the number of epochs, since the accuracy of a short run
+  still jumps from one to the next:
+
+  | epochs | accuracy: points below the published value (a range's lower end) | loss: above it, whichever is more |
+  | --- | ---: | ---: |
+  | 10 or more | 1.0 | 10% or 0.05 |
+  | 3 to 9 | 5.0 | 20% or 0.3 |
+  | 1 or 2 | 10.0 | 20% or 0.3 |
+
+  Parameters have to be equal, or equal when rounded to 0.1 million where the report prints millions.
+  Better is fine, but where the report's point is that a network does not train (10%, guessing): there
+  above counts as below. **Difference**: ours less the published value, 0 inside a published range,
+  beyond one to its nearer end. Times are shown and not judged: the hardware is another.
 - **about**: the report gives the number only roughly, in its text or in a figure.
 - Kaggle accuracy is that of the 10,000 images that are scored, which are the test set: ours is
   measured there.
@@ -52,6 +59,8 @@ per row: every seed's values and curves, configuration hash, commit, versions, d
   nothing; the summary leaves these out. **Outside, noted**: worse than the limit, with the reason and
   a limit of its own in `results/notes.csv`, which a test enforces; the lines below a table begin with
   "outside". The other lines there are remarks on what the report prints.
+- **Better by more**: of the numbers that hold, those better than the published value by more than the
+  table above allows below it. They are no copies of the report's result, but no worse.
 - **Needs ImageNet weights**: torchvision's, which this repository does not contain. With a network
   the row's command fetches them (reading them takes PyTorch); without one, put the files that it
   names from https://download.pytorch.org/models/ into `~/.cache/torch/hub/checkpoints` first. These
@@ -102,16 +111,17 @@ def page(known, results, judged):
             lines += [f"### {report}: {table.replace('_', ' ')}", "",
                       *_table([v for v in of_report if v.number.table == table], known, current),
                       ""]
-        lines += _figures(report, current)
+        lines += [*_claims(report, current), *_figures(report, current)]
     return "\n".join([*lines, *_unpublished(known, current), *_runs(results)]).rstrip() + "\n"
 
 
 def _summary(judged):
     """The table at the top: a line per report, and their sum."""
     lines = ["| report | printed parameter counts that hold | other numbers | hold, of those measured "
-             "in 10 epochs or more | hold, of those measured in fewer, with wide limits | outside, "
-             "noted | outside | not measured | need ImageNet weights | times, not judged |",
-             "| --- " + "| ---: " * 9 + "|"]
+             "in 10 epochs or more | hold, of those measured in fewer, with wide limits | of all these "
+             "better by more | of all these with three seeds or more | outside, noted | outside | not "
+             "measured | need ImageNet weights | times, not judged |",
+             "| --- " + "| ---: " * 11 + "|"]
     for report in (*parity_rows.reports(), "all"):
         of_report = [v for v in judged if report in (v.number.report, "all")]
         counts = [v for v in of_report if v.number.is_count
@@ -121,6 +131,8 @@ def _summary(judged):
         number = {status: sum(v.status == status for v in others)
                   for status in parity_judge.STATUSES}
         cells = (_held(counts), len(others), _held(others, long=True), _held(others, long=False),
+                 sum(v.status == parity_judge.WITHIN and parity_judge.is_better(v)
+                     for v in others), sum(len(v.ours) >= _SEEDS for v in others),
                  number[parity_judge.NOTED], number[parity_judge.OUTSIDE],
                  number[parity_judge.NOT_MEASURED] + number[parity_judge.STALE],
                  number[parity_judge.NEEDS_WEIGHTS], len(times))
@@ -234,6 +246,21 @@ def _limit(verdict):
     limits = [judge(verdict.number, verdict.epochs)
               for judge in (parity_judge.limit, parity_judge.best_limit)]
     return "-".join(f"{value:.{_digits(verdict.number)}f}" for value in limits if value is not None)
+
+
+def _claims(report, results):
+    """What a report says of its networks in words, beside the rows that it speaks of."""
+    found = parity_claims.compared(report, results)
+    if not found:
+        return []
+    lines = [f"### {report}: what it concludes", "",
+             "| the report | measured here | train accuracy | validation accuracy |",
+             "| --- | --- | ---: | ---: |"]
+    for claim, compared in found:
+        for number, (label, values) in enumerate(compared):
+            cells = (_mean(values[metric], 2) for metric in parity_claims.METRICS)
+            lines.append(f"| {'' if number else claim.text} | {label} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def _figures(report, results):
