@@ -27,13 +27,13 @@ def export_run(workdir, path, *, checkpoint="selected", raw=False):
 
     workdir: the run's folder. checkpoint: see saved.load_state. raw: see saved.state_dict.
 
-    Returns the number of epochs that the written weights were trained. Raises UserError: no such
-    run, nothing readable in it, or a file that cannot be written.
+    Returns how long the written weights were trained, a str: see saved.state_dict. Raises UserError:
+    no such run, nothing readable in it, or a file that cannot be written.
     """
     weight_files.check_target(path)
-    state_dict, epoch = saved.state_dict(workdir, checkpoint, raw=raw)
+    state_dict, description = saved.state_dict(workdir, checkpoint, raw=raw)
     weight_files.save_file(path, state_dict)
-    return epoch
+    return description
 
 
 def import_weights(path, workdir, config, *, fresh=""):
@@ -110,9 +110,9 @@ def main(argv):
         if arguments.config or rest or arguments.fresh:
             raise UserError("--config and --fresh belong to --from=FILE: a run folder has its own "
                             "configuration")
-        epoch = export_run(arguments.source, arguments.to, checkpoint=arguments.checkpoint,
-                           raw=arguments.raw)
-        print(f"wrote {arguments.to}: {arguments.source} after epoch {epoch}")
+        description = export_run(arguments.source, arguments.to, checkpoint=arguments.checkpoint,
+                                 raw=arguments.raw)
+        print(f"wrote {arguments.to}: {arguments.source}, {description}")
         return
     if not arguments.config:
         raise UserError("--config is missing: it names the model that the weights are for")

@@ -45,6 +45,14 @@ def configure(reserve_bytes=8 << 30):
     return True
 
 
+def share_device_memory():
+    """Keep JAX from taking most of a GPU's memory in advance, unless the user has chosen.
+
+    For what may run beside another process on the same GPU; before JAX's backend starts.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
 def runs_on_cpu():
     """Return whether JAX will choose the CPU, judged without starting a backend."""
     asked = jax.config.jax_platforms

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from jaxcifar import config as config_lib
-from jaxcifar import command, errors, parallel, saved, splits, train
+from jaxcifar import command, errors, host, parallel, saved, splits, train
 from jaxcifar.epoch import eval_batch_size
 from jaxcifar.errors import UserError
 
@@ -52,6 +52,7 @@ def load(workdir, which="selected"):
     Raises:
       UserError: no run, or none of its checkpoints that is `which`.
     """
+    host.share_device_memory()  # with the run
     workdir = pathlib.Path(workdir)
     config = saved.read_config(workdir)
     train.configure_jax(config)

@@ -89,7 +89,8 @@ def _read(source):
     else:
         if path.is_dir():
             with _naming(source):
-                return path, saved.state_dict(path)[0]  # of the epoch that its result.json measures
+                given, description = saved.state_dict(path)
+                return f"{path}, {description}", given
         if path.suffix not in weight_files.SUFFIXES:
             raise UserError(f"config.init_from = {source!r}: there is no such run folder; give one, a "
                             f"{', '.join(weight_files.SUFFIXES)} file, or one of "

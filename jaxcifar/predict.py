@@ -74,13 +74,12 @@ def _opened(path, format, say):
     for note in images.notes:
         say(f"{path}: {note}")
     if images.names and images.numbers is None:
-        odd = next(name for name in images.names if png_stream.number_of(name) is None)
         if format == "kaggle":
-            raise UserError(f"{path}: the name of {odd} is no number (of 18 digits at most), and "
+            raise UserError(f"{path}: the name of {images.names[0]} is no number (of 18 digits at most), and "
                             "Kaggle's ids are the numbers in 1.png, 2.png, ...: rename the files, "
                             "or use --format=course, which then counts them")
-        say(f"{path}: not all file names are numbers (such as {odd}): ID counts the files from 0, "
-            "sorted by name")
+        say(f"{path}: the file names are no numbers (such as {images.names[0]}): ID counts the files "
+            "from 0, sorted by name, test_2 before test_10")
     return images
 
 

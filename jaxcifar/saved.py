@@ -60,7 +60,8 @@ def template(task):
 
 
 def state_dict(workdir, which="selected", *, raw=False):
-    """Return (a run's weights as the state_dict of the original, the epochs that they were trained).
+    """Return (a run's weights as the state_dict of the original, how long they were trained and why
+    this epoch: a str such as "epoch 4 of 10: the newest checkpoint; the run is not finished").
 
     workdir: the run's folder. which: see `load_state`. raw: the weights themselves where the run
     averages them (config.ema_decay); else their average, which is what the run evaluates.
@@ -69,14 +70,15 @@ def state_dict(workdir, which="selected", *, raw=False):
     """
     config = read_config(workdir)
     task = task_of(config)
-    state, _, _ = load_state(workdir, task, which)
+    state, reason, _ = load_state(workdir, task, which)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     if not raw:
         variables = state.variables()
     name, options = model_of(config)
     return torch_weights.to_torch(
         name, variables, num_classes=task.num_classes, image_size=task.image_size,
-        num_batches_tracked=int(state.step), **options), int(state.epoch)
+        num_batches_tracked=int(state.step), **options), (
+            f"epoch {int(state.epoch)} of {config.epochs}: {reason}")
 
 
 def load_state(workdir, task, which):

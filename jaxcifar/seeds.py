@@ -173,6 +173,9 @@ def _shared(config, pending, way, say):
     """Return what `together.fit` needs, or None where the seeds go one by one."""
     if way == "no" or not pending or len(pending) == 1 and way == "auto":
         return None
+    if way == "auto" and config.deterministic:  # the two ways differ in rounding
+        say("one by one: config.deterministic")
+        return None
     devices = parallel.create(config)
     if devices.kind != "jit":
         if way == "yes":

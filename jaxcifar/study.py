@@ -124,16 +124,18 @@ class Study:
         Returns whether it is tried again.
         """
         failures = trial.user_attrs.get("failures", 0)
-        again = _STATES[kind] == "FAIL" and (kind == "stopped" or failures < _MOST_FAILURES)
+        seed_shift = trial.user_attrs.get("seed_shift", 0)
         state = _STATES[kind]
-        if kind == "diverged" and not again:
-            state = "PRUNED"  # twice, from two seeds: the parameters are to blame
+        again = state == "FAIL" and (kind == "stopped" or failures < _MOST_FAILURES)
+        if kind == "diverged":
+            again = not seed_shift
+            state = "FAIL" if again else "PRUNED"  # from two seeds: the parameters are to blame
         trial.set_user_attr("kind", kind)
         trial.set_user_attr("reason", reason)
         # Before its end is told: who is killed in between leaves no chain without its end.
         if again and not self._has_successor(trial):
-            self._enqueue(trial, failures + (kind != "stopped"),
-                          trial.user_attrs.get("seed_shift", 0) + (kind == "diverged"))
+            self._enqueue(trial, failures + (kind not in ("stopped", "diverged")),
+                          seed_shift + (kind == "diverged"))
         self._study.tell(trial, value, state=self._optuna.trial.TrialState[state])
         self._running.pop(trial.number, None)
         return again
@@ -228,7 +230,10 @@ def _originals(trials):
 def _record(trial):
     attrs, state = trial.user_attrs, trial.state.name
     ends = {"RUNNING": "running", "WAITING": "waiting", "FAIL": "lost"}
-    kind = attrs.get("kind", ends.get(state, state.lower()))
+    kind = attrs.get("kind")
+    # `end` notes the kind before it tells the end: another process may look, or this one be killed.
+    if kind is None or state == "RUNNING" or (kind == "complete") != (state == "COMPLETE"):
+        kind = ends.get(state, state.lower())
     values = {epoch: value for epoch, value in sorted(trial.intermediate_values.items())
               if math.isfinite(value)}
     return {
@@ -277,7 +282,8 @@ def _journal(optuna, path):
         except (OSError, RuntimeError, ValueError) as error:
             raise optuna.exceptions.StorageInternalError(str(error)) from error
 
-    return Journal(path)
+    # In full: Optuna's lock beside it is a link to the path as it is given.
+    return Journal(str(pathlib.Path(path).expanduser().absolute()))
 
 
 def _storage_errors(optuna):

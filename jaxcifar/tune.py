@@ -27,7 +27,7 @@ import jax
 from absl import app, flags
 
 from jaxcifar import config as config_lib
-from jaxcifar import init_from, overrides, parallel, programs, run_folder, saved, search_space
+from jaxcifar import host, init_from, overrides, parallel, programs, run_folder, saved, search_space
 from jaxcifar import splits, study, train
 from jaxcifar import main as main_lib
 from jaxcifar.errors import UserError, first_line
@@ -74,6 +74,7 @@ def run(config, search, workdir, *, trials=0, storage="", name="study", retry_ru
       Interrupted: the trial under way goes on the next time.
     """
     study.load_optuna()
+    host.share_device_memory()  # with the other processes of the study
     config_lib.validate(config)
     search.check(config)
     train.configure_jax(config)
@@ -86,16 +87,17 @@ def run(config, search, workdir, *, trials=0, storage="", name="study", retry_ru
     def say(text):
         print(text, file=sys.stdout if stream is None else stream, flush=True)
 
-    cache, declaration = programs.Cache(_SHAPES), declared(config, search, digest)
+    cache, declaration, kinds = programs.Cache(_SHAPES), declared(config, search, digest), []
     with study.Study(workdir, name, search, declaration, storage=storage,
                      seed=config.seed) as shared:
         while not (signum := stop()) and (
                 trial := shared.take(limit, retry_running=retry_running)):
             retry_running = False
-            _one(config, search, workdir, shared, trial, cache, stop, say)
+            kinds.append(_one(config, search, workdir, shared, trial, cache, stop, say))
             content = _content(config, search, name, limit, shared)
             report.write(workdir, content)
             _refuse_space(content["trials"], _REFUSED)
+            _refuse_full_device(kinds)
         if signum:
             raise train.Interrupted(signum)
         return _conclude(config, search, name, limit, shared, workdir, say)
@@ -132,7 +134,8 @@ def load_search(specification):
 
 
 def _one(config, search, workdir, shared, trial, cache, stop, say):
-    """Run a trial to its end and record it; whatever happens to it, it does not stay running."""
+    """Run a trial to its end, record it, and return its kind; it does not stay running whatever
+    happens."""
     value = folder = None
     first = trial.user_attrs.get("first")
     retry = "" if first is None else f" (once more trial {first})"
@@ -166,6 +169,7 @@ def _one(config, search, workdir, shared, trial, cache, stop, say):
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     measured = f"{search.objective} {value:.6g}" if kind == "complete" else f"{kind}, {reason}"
     say(f"trial {trial.number}: {measured}{'; to be tried once more' if again else ''}")
+    return kind
 
 
 class _Pruned(Exception):
@@ -219,7 +223,6 @@ def _refusal(config):
     """Return why a configuration cannot be trained, whenever it is tried, or ""."""
     try:
         train.check(config)
-        parallel.create(config)
         arrays = splits.load(config)
         task = create_task(config, len(arrays.train["labels"]), arrays.num_classes)
         if config.init_from:  # whose weights may fit some models of the space only
@@ -236,7 +239,9 @@ def _check_trial_fields(config, search):
     trained itself may be mended by the space.
     """
     reason = _refusal(search.trial_config(config))
-    if reason and not _refusal(config):
+    if not reason:
+        parallel.create(search.trial_config(config))
+    elif not _refusal(config):
         fields = search.to_dict()["every trial"]
         raise UserError(f"with the fields of every trial ({fields}) nothing can be trained: {reason}; "
                         "mend --trial, or `trial` of search_space()")
@@ -276,6 +281,14 @@ def _refuse_space(records, count):
         trials = "the one trial was" if count == 1 else f"all {count} trials were"
         raise UserError(f"{trials} refused, the last one since {records[-1]['reason']}; mend the "
                         "recipe, search_space() or --trial, and take another --workdir")
+
+
+def _refuse_full_device(kinds):
+    """Raise UserError where all that this process tried, twice or more, ran out of memory."""
+    if len(kinds) > 1 and set(kinds) == {"out_of_memory"}:
+        raise UserError("the first trials of this process ran out of memory, and more would be lost "
+                        "to the study: see whether another process holds the device; then the same "
+                        "command goes on with the next trial")
 
 
 def _content(config, search, name, limit, shared):

@@ -74,7 +74,7 @@ def assert_equal(actual, expected):
 def test_a_run_survives_the_way_out_and_in_exactly(suffix, options, epoch, field, run, tmp_path):
     workdir, config, states, _ = run
     path = tmp_path / f"w{suffix}"
-    assert convert.export_run(workdir, path, **options) == epoch
+    assert convert.export_run(workdir, path, **options).startswith(f"epoch {epoch} of ")
     state = states[epoch]
     raw = {"params": state.params, "batch_stats": state.batch_stats}
     expected = raw if field == "raw" else state.ema
@@ -104,11 +104,13 @@ def test_only_the_wanted_checkpoint_has_to_be_whole(run, tmp_path):
                 file.write_bytes(b"")
 
     damage(12)  # the third epoch; the second is the best
-    assert convert.export_run(folder, tmp_path / "w.safetensors", checkpoint="best") == 2
+    assert convert.export_run(folder, tmp_path / "w.safetensors", checkpoint="best") == (
+        "epoch 2 of 4: the best val accuracy so far")
     damage(8)
     with pytest.raises(UserError, match="/8 cannot be read .*--checkpoint=last"):
         convert.export_run(folder, tmp_path / "w.safetensors", checkpoint="best")
-    assert convert.export_run(folder, tmp_path / "w.safetensors", checkpoint="last") == 4
+    assert "epoch 4 of 4" in convert.export_run(folder, tmp_path / "w.safetensors",
+                                                checkpoint="last")
 
 
 def test_the_epoch_that_a_run_selected_is_written(run, tmp_path):
@@ -116,12 +118,15 @@ def test_the_epoch_that_a_run_selected_is_written(run, tmp_path):
     shutil.copytree(run[0], folder)
     fields = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(fields | {"selection": "best_val_accuracy"}))
-    assert convert.export_run(folder, tmp_path / "w.safetensors") == 4, "the newest: it goes on"
+    assert convert.export_run(folder, tmp_path / "w.safetensors") == (
+        "epoch 4 of 4: the newest checkpoint; the run is not finished")
     result = {"selection": {"rule": "best_val_accuracy", "epoch": 2}, "steps": 16, "test_loss": 1.0,
               "test_accuracy": 50.0}
     (folder / "result.json").write_text(json.dumps(result))
-    assert convert.export_run(folder, tmp_path / "w.safetensors") == 2
-    assert convert.export_run(folder, tmp_path / "w.safetensors", checkpoint="last") == 4
+    assert convert.export_run(folder, tmp_path / "w.safetensors") == (
+        "epoch 2 of 4: selected by the rule best val accuracy")
+    assert "epoch 4 of 4" in convert.export_run(folder, tmp_path / "w.safetensors",
+                                                checkpoint="last")
 
 
 def test_what_is_written_loads_into_the_pytorch_original(run, tmp_path):
@@ -188,7 +193,7 @@ def test_the_command_line_both_ways(run, tmp_path, capsys):
     (tmp_path / "tiny.py").write_text(CONFIG)
     path, new = f"{tmp_path}/w.safetensors", f"{tmp_path}/new"
     convert.main(["convert", f"--from={workdir}", f"--to={path}", "--checkpoint=last"])
-    assert "after epoch 4" in capsys.readouterr().out
+    assert ", epoch 4 of 4: the newest" in capsys.readouterr().out
     convert.main(["convert", f"--from={path}", f"--to={new}", f"--config={tmp_path}/tiny.py:fast",
                   "--config.seed=3", "--config.mean=(0.5,0.5,0.5)"])
     assert "a run at epoch 0" in capsys.readouterr().out

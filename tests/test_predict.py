@@ -99,7 +99,8 @@ def test_a_folder_an_array_file_and_the_split_agree(run, tmp_path):
 
 
 def test_the_course_format_counts_files_without_numbers(run, tmp_path):
-    write_png(tmp_path / "in", DATA.test_images[:3], ["c.png", "a.png", "7.png"])
+    names = ["test_10.png", "test_9.png", "test_08.png"]  # sorted: 08, 9, 10
+    write_png(tmp_path / "in", DATA.test_images[:3], names)
     said = []
     predict.predict(str(run[0]), str(tmp_path / "in"), str(tmp_path / "o.csv"), format="course",
                     say=said.append)
@@ -107,6 +108,10 @@ def test_the_course_format_counts_files_without_numbers(run, tmp_path):
     assert [row[1] for row in table(tmp_path / "o.csv")[1:]] == [
         str(expected[i]) for i in (2, 1, 0)]
     assert any("ID counts the files from 0, sorted by name" in line for line in said)
+    (tmp_path / "in" / names[0]).rename(tmp_path / "in" / "10.png")
+    for format in ("course", "kaggle"):
+        with pytest.raises(UserError, match="some files are numbers, and that of test_08.png is not"):
+            quiet(run[0], tmp_path / "in", tmp_path / "o.csv", format=format)
 
 
 def all_logits(trained, images, **options):

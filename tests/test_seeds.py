@@ -130,6 +130,14 @@ def test_the_accelerators_programs_give_the_same_runs(one_by_one, tmp_path, monk
     assert_same_runs(tmp_path, one_by_one[0])
 
 
+def test_no_timing_decides_how_deterministic_seeds_are_trained(monkeypatch):
+    monkeypatch.setattr(together, "pays", lambda *args: pytest.fail("timed"))
+    lines = []
+    config = tiny.tiny_config(deterministic=True)
+    assert seeds._shared(config, [0, 1], "auto", lines.append) is None
+    assert lines == ["one by one: config.deterministic"]
+
+
 def test_auto_takes_the_faster_way(tmp_path, monkeypatch):
     config = tiny.tiny_config(**EVERYTHING)
     shared = together.prepare(config)

@@ -1,5 +1,6 @@
 """The search: what is refused before there is a study, and trials that cannot be trained."""
 
+import jax
 import pytest
 import tiny
 from absl import flags
@@ -99,3 +100,20 @@ def test_the_folder_of_a_run_is_refused(file, message, tmp_path):
 def test_a_negative_number_of_trials_is_refused():
     with pytest.raises(ValueError, match="-3 is not a non-negative integer"):
         flags.FLAGS["trials"].parser.parse("-3")
+
+
+def test_a_device_that_is_full_from_the_start_ends_the_search(tmp_path, monkeypatch):
+    full = [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory: 9 bytes")] * 2
+    pretend(monkeypatch, lambda config: full.pop() if full else None)
+    with pytest.raises(UserError, match="ran out of memory.* goes on with the next trial"):
+        run(tmp_path, trials=3)
+    content, _ = run(tmp_path, trials=3)
+    assert kinds(content) == ["out_of_memory", "out_of_memory", "complete", "complete"]
+
+
+def test_a_batch_that_these_devices_cannot_share_ends_the_process_not_the_trial(tmp_path):
+    space, fields = RATES | {"batch_size": Choice(5)}, {"epochs": 1}
+    with pytest.raises(UserError, match="batch_size = 5 .*2"):
+        run(tmp_path, search(space, trial=fields), config=recipe(num_devices=2), trials=1)
+    content, _ = run(tmp_path, search(space, trial=fields), config=recipe(num_devices=1), trials=1)
+    assert kinds(content) == ["error", "complete"]

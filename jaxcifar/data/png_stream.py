@@ -133,7 +133,7 @@ def _open_folder(path):
         order = sorted(range(len(names)), key=numbers.__getitem__)
         names, numbers = [names[i] for i in order], tuple(numbers[i] for i in order)
     else:
-        names.sort()
+        names.sort(key=_by_numbers)
     notes = (f"not read: {_some(others)}",) if others else ()
     return Images(len(names), numbers, lambda size: _folder_batches(path, names, size),
                   tuple(names), notes)
@@ -154,14 +154,27 @@ def number_of(name):
     return int(stem) if re.fullmatch("[0-9]{1,18}", stem) else None
 
 
+def _by_numbers(name):
+    """Return a key that sorts "test_2.png" before "test_10.png"."""
+    return [(int(part), part) if part.isdigit() else (0, part)
+            for part in re.split("([0-9]+)", name)]
+
+
 def _numbers(names, path):
-    """Return the numbers that the files' names are, or None where one is no number."""
+    """Return the numbers that the files' names are, or None where none is a number.
+
+    Raises DataError: some are, and some are not, or two are the same.
+    """
+    odd = next((name for name in sorted(names) if number_of(name) is None), None)
+    if odd and any(number_of(name) is not None for name in names):
+        raise DataError(f"{path}: the names of some files are numbers, and that of {odd} is not (of 18 "
+                        "digits at most): an image's id would be neither its number nor its place; "
+                        "remove or rename what is not to be predicted")
+    if odd:
+        return None
     numbers, seen = [], {}
     for name in names:
-        number = number_of(name)
-        if number is None:
-            return None
-        numbers.append(number)
+        numbers.append(number_of(name))
         other = seen.setdefault(numbers[-1], name)
         if other != name:
             raise DataError(f"{path} holds {min(name, other)} and {max(name, other)}, both image "

@@ -1,13 +1,12 @@
 """N speedruns in one process: accuracies, seconds, versions."""
 
-import os
 import pathlib
 import sys
 
 import numpy as np
 
 from jaxcifar import config as config_lib
-from jaxcifar import data, logs, parallel, run_folder, seeds, train as train_lib
+from jaxcifar import data, host, logs, parallel, run_folder, seeds, train as train_lib
 from jaxcifar.environment import environment
 from jaxcifar.errors import UserError
 from jaxcifar.speedrun import rival as rival_lib
@@ -53,7 +52,7 @@ def run(config, runs, *, name, out="", rival=False, rival_compile="auto", stream
     training.check(config)
     if rival:
         rival_lib.check(config)
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # it needs memory too
+        host.share_device_memory()
     trainer, train, test, dataset = prepare(config, watch)
     prepared, platform = trainer.run, trainer.devices.devices[0].platform
     with watch.section("compile"):
