@@ -1,7 +1,9 @@
 """Checkpoints: the newest ones and the best one, written atomically by orbax."""
 
 import contextlib
+import os
 import pathlib
+import re
 import shutil
 import warnings
 import zlib
@@ -79,7 +81,7 @@ class Checkpoints:
             return
         self._epochs[step] = epoch
         tree = _leaves(state)
-        with run_folder.writing(self._folder):
+        with _writing(self._folder):
             if there:  # saved at the epoch's last step, before the epoch was counted
                 self._manager.delete(step)
             self._manager.save(step, args=ocp.args.Composite(
@@ -135,7 +137,7 @@ class Checkpoints:
 
     def wait(self):
         """Return when everything is on the disk; UserError when it cannot be written."""
-        with run_folder.writing(self._folder):
+        with _writing(self._folder):
             self._manager.wait_until_finished()
 
     def close(self):
@@ -173,6 +175,19 @@ class Checkpoints:
             (self._folder / str(step)).rename(target)
         if steps and not self._read_only:
             self._manager.reload()
+
+
+@contextlib.contextmanager
+def _writing(folder):
+    """As run_folder.writing; tensorstore's errors, of a full disk for instance, are ValueErrors."""
+    try:
+        with run_folder.writing(folder):
+            yield
+    except (ValueError, RuntimeError) as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        reason = os.strerror(int(code[1])) if code else first_line(error)
+        raise UserError(f"cannot write {folder}: {reason}; choose a place that is writable and has "
+                        "space left") from error
 
 
 @contextlib.contextmanager

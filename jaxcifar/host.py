@@ -20,6 +20,7 @@ import jax
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _MADV_HUGEPAGE = 14
 _HUGE_PAGE = 2 << 20
+_GPU_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")  # that JAX looks for
 _NO_YNN_CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 
 
@@ -58,7 +59,9 @@ def runs_on_cpu():
     asked = jax.config.jax_platforms
     if asked:
         return asked.split(",")[0] == "cpu"
-    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    plugins = [plugin.name for plugin in importlib.metadata.entry_points(group="jax_plugins")]
+    if not any(map(os.path.exists, _GPU_FILES)):  # then JAX leaves its CUDA plugin out
+        plugins = [name for name in plugins if "cuda" not in name]
     return not plugins and importlib.util.find_spec("libtpu") is None
 
 

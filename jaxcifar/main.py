@@ -44,7 +44,10 @@ _OF_A_RUN = ("workdir", "seeds", "seeds_together", "profile", "profile_steps", "
 
 
 class StopOnSignal:
-    """Remember SIGTERM or SIGINT, so that the run can save its state; a second one ends it at once."""
+    """Remember SIGTERM or SIGINT, so that the run can save its state; a second one ends it at once.
+
+    Python hears of either when a compiled call is over: on a GPU, an epoch's (config.steps_per_call).
+    """
 
     def __init__(self):
         self.signum = 0
@@ -57,8 +60,8 @@ class StopOnSignal:
     def _handle(self, signum, _):
         self.signum = signum
         signal.signal(signum, signal.SIG_DFL)
-        print("\nstopping: saving the state, after a compilation under way (once more to stop without)",
-              file=sys.stderr)
+        print("\nstopping: saving the state, after the steps or the compilation under way (once more to "
+              "stop without)", file=sys.stderr)
 
 
 def parse(argv):

@@ -44,7 +44,8 @@ def create(
     decay (coupled L2 for sgd and adam, decoupled for adamw) of every parameter whose path "a/b/c"
     does not match the regular expression `decay_exclude`; the optimiser's own rule; the factor of the
     learning rate that `lr_multipliers` gives the path (see `partition.multipliers`), which acts on
-    the weight decay too, as the rate of a torch parameter group does.
+    the weight decay too, as the rate of a torch parameter group does (but for a schedule's floor,
+    such as eta_min: the factor is of the finished rate, so the floor of a path is scaled too).
 
     "muon" (see muon.py) orthogonalises the momentum, `muon_momentum`, of every kernel (and attention's
     in_proj_weight) whose path `muon_exclude`, a regular expression, does not match, in `muon_steps`
@@ -96,9 +97,20 @@ def create(
     return _of_trained(chain, trainable) if trainable else chain
 
 
-def option_names(name):
-    """Return the names of the options of optimiser `name`, a tuple of str; UserError if unknown."""
+def option_names(name, muon_rest="adamw"):
+    """Return the names of the options of optimiser `name`, a tuple of str; UserError if unknown.
+
+    Muon's are its own, and those of the rule that takes the rest.
+    """
     _check_name(name)
+    if name == "muon":
+        _check_rest(muon_rest)
+        own = [key for key in _parameters(name) if key.startswith("muon_")]
+        return (*own, *_parameters(muon_rest))
+    return _parameters(name)
+
+
+def _parameters(name):
     parameters = inspect.signature(OPTIMIZERS[name]).parameters
     return tuple(key for key in parameters if key not in ("decay", "_"))
 
@@ -147,6 +159,12 @@ def _check_name(name):
         raise UserError(unknown("optimizer", name, OPTIMIZERS))
 
 
+def _check_rest(muon_rest):
+    known = [name for name in OPTIMIZERS if name != "muon"]
+    if muon_rest not in known:
+        raise UserError(unknown("rule muon_rest", muon_rest, known))
+
+
 def _check_options(momentum, dampening, nesterov, betas, eps):
     """Raise UserError where torch.optim's constructors raise ValueError."""
     if momentum < 0:
@@ -182,9 +200,7 @@ def _adamw(*, decay, betas, eps, **_):
 def _muon(*, decay, momentum, dampening, nesterov, betas, eps, muon_momentum, muon_steps,
           muon_exclude, muon_rest, **_):
     """Muon and decoupled weight decay for the matrices; `muon_rest` for the other parameters."""
-    if muon_rest not in OPTIMIZERS or muon_rest == "muon":
-        known = [name for name in OPTIMIZERS if name != "muon"]
-        raise UserError(unknown("rule muon_rest", muon_rest, known))
+    _check_rest(muon_rest)
     if not 0 <= muon_momentum < 1 or muon_steps != int(muon_steps) or muon_steps < 1:
         raise UserError(f"muon_momentum is {muon_momentum} and muon_steps {muon_steps}: expected a "
                         "number from 0 to below 1, and an integer, 1 or more")

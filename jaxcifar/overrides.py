@@ -17,6 +17,7 @@ _ELSEWHERE = {
     "lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "bs": "batch_size",
     "arch": "model.name", "amp": "dtype", "gpus": "num_devices", "num_epochs": "epochs",
     "dropout": "model.dropout", "scheduler": "schedule.name", "clip_grad": "max_grad_norm",
+    "cutout": "augment", "mixup": "augment", "cutmix": "augment", "autoaugment": "augment",
 }
 
 
@@ -102,7 +103,8 @@ def hint(name):
     if name == "resume":
         return ": the same command with the same --workdir goes on from where it stopped"
     path = _ELSEWHERE.get(name) or next(
-        (path for path in _declared() if path == name or path.endswith(f".{name}")), None)
+        (path for path in _declared() if path == name or path.endswith(f".{name}")
+         and not path.startswith("speedrun.")), None)  # those have an effect on speedruns only
     return f" (did you mean --config.{path}?)" if path else ""
 
 
@@ -119,7 +121,7 @@ def _declared():
 
 def _no_field(name, known):
     """Return the message for a field that there is not, with what was meant, or the nearest known."""
-    meant = "" if name in _ELSEWHERE else nearest(name, known)
+    meant = "" if name in _ELSEWHERE or name in known else nearest(name, known)
     return f"there is no config field {name!r}{meant or hint(name)}; jaxcifar/config.py lists them"
 
 

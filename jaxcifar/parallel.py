@@ -251,14 +251,14 @@ def is_same(number):
 def in_first(act, what):
     """Call `act` in process 0, and return what it returns; None in the other processes.
 
-    what: it is to do, such as "open the run folder", for the others' message. Raises UserError in
-    all of them where it does in process 0: they must not wait for that one in vain.
+    what: it is to do, such as "open the run folder", for the others' message. Raises what `act`
+    raises, and UserError in the others: they must not wait for process 0 in vain.
     """
     result, error = None, None
     if is_primary():
         try:
             result = act()
-        except UserError as caught:
+        except Exception as caught:
             error = caught
     if agree_on(error is not None):
         raise error or UserError(f"process 0 could not {what}: see what it printed")

@@ -45,14 +45,21 @@ class Run:
             restored, first, self.origin = begun or (None, self._template, [])
             self.resumed = bool(parallel.agree_on(restored is not None))
             self.state = parallel.share(restored or first)
-            self.log = logs.RunLog(
-                workdir, primary=parallel.is_primary(), tensorboard=task.config.tensorboard,
-                resume_epoch=int(self.state.epoch) + 1 if self.resumed else None, stream=stream,
-                progress=task.config.progress)
-            self.log.write_config(config_lib.to_dict(task.config))
+            log = parallel.in_first(lambda: self._open_log(stream), "open the run's log")
+            self.log = log or self._open_log(stream, primary=False)
         except BaseException:
             self._leave_folder()
             raise
+
+    def _open_log(self, stream, primary=True):
+        """Return the run's RunLog, with the configuration written."""
+        config = self._task.config
+        log = logs.RunLog(
+            self.workdir, primary=primary, tensorboard=config.tensorboard,
+            resume_epoch=int(self.state.epoch) + 1 if self.resumed else None, stream=stream,
+            progress=config.progress)
+        log.write_config(config_lib.to_dict(config))
+        return log
 
     def _begin(self):
         """Return (state of the newest checkpoint or None, state of a new run, its origin)."""
@@ -105,12 +112,14 @@ class Run:
         notes = ["best"] if epoch == self.best_epoch(history) else []
         if epoch < config.epochs and selection.should_stop(history, epoch, config):
             notes.append("early stopping")
-        self.log.epoch(row, epochs=config.epochs, note=", ".join(notes))
+        parallel.in_first(
+            lambda: self.log.epoch(row, epochs=config.epochs, note=", ".join(notes)),
+            "write the epoch's row")
 
     def save(self, state):
         """Save a state of numpy arrays; the newest two and the best are kept."""
-        if self._checkpoints:
-            self._checkpoints.save(state, self._step_of(self.best_epoch(state.history)))
+        best_step = self._step_of(self.best_epoch(state.history))
+        parallel.in_first(lambda: self._checkpoints.save(state, best_step), "save a checkpoint")
 
     def measured_before(self, steps):
         """Return what result.json says of the training's time, memory and place, a dict.
@@ -125,19 +134,20 @@ class Run:
 
     def restore(self, epoch):
         """Return the state after `epoch` (from 1), which must be a kept one."""
-        state = self._template
-        if self._checkpoints:
-            self._checkpoints.wait()
-            try:
-                state = self._checkpoints.restore(self._step_of(epoch), self._template)
-            except UserError:
-                raise
-            except Exception as error:  # whatever a damaged file makes orbax raise
-                raise UserError(
-                    f"the checkpoint of the selected epoch {epoch} (step {self._step_of(epoch)}) in "
-                    f"{self.workdir} cannot be read: put back an intact copy, or train it again in "
-                    "another --workdir") from error
-        return parallel.share(state)
+        state = parallel.in_first(lambda: self._read(epoch), "read the selected epoch")
+        return parallel.share(state or self._template)
+
+    def _read(self, epoch):
+        self._checkpoints.wait()
+        try:
+            return self._checkpoints.restore(self._step_of(epoch), self._template)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a damaged file makes orbax raise
+            raise UserError(
+                f"the checkpoint of the selected epoch {epoch} (step {self._step_of(epoch)}) in "
+                f"{self.workdir} cannot be read: put back an intact copy, or train it again in "
+                "another --workdir") from error
 
     def __enter__(self):
         return self

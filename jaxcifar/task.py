@@ -121,7 +121,7 @@ def create_task(config, num_train, num_classes):
 
 
 def _optimizer(config):
-    names = optim.option_names(config.optimizer.name)
+    names = optim.option_names(config.optimizer.name, config.optimizer.muon_rest)
     general = ("name", "learning_rate", "weight_decay", "decay_exclude")
     return optim.create(
         config.optimizer.name, **_chosen(config, "optimizer", names, general),
@@ -135,10 +135,20 @@ def _schedule(config):
     name, monitor = config.schedule.name, config.schedule.monitor
     names = schedules.option_names(name)
     chosen = _chosen(config, "schedule", names, ("name", "monitor"))
-    if config.schedule.cycle_momentum and config.optimizer.name == "sgd":
-        if not config.optimizer.momentum:
+    if config.schedule.cycle_momentum:
+        rule = config.optimizer.name
+        rule = config.optimizer.muon_rest if rule == "muon" else rule
+        if rule == "sgd" and not config.optimizer.momentum:
             raise UserError("config.schedule.cycle_momentum = True needs an optimizer with momentum: "
                             "set config.optimizer.momentum, or adam")
+    declared = default().schedule
+    unread = () if name == "plateau" else ("monitor",)
+    unread += () if config.schedule.cycle_momentum else ("base_momentum", "max_momentum")
+    for key in unread:
+        if config.schedule[key] != declared[key]:
+            needs = 'schedule.name = "plateau"' if key == "monitor" else "schedule.cycle_momentum"
+            raise UserError(f"config.schedule.{key} = {config.schedule[key]!r} has no effect without "
+                            f"config.{needs}: leave it at {declared[key]!r}")
     if name != "plateau":
         return schedules.create(name, **chosen), None
     state = plateau.Plateau.create(config.optimizer.learning_rate, **chosen,

@@ -123,6 +123,11 @@ def check(config):
     if config.speedrun.epochs:
         raise UserError("this configuration is a speedrun, which has a loop of its own: "
                         "python -m jaxcifar.speedrun --config=... --runs=N, or --profile")
+    for field, value in config_lib.SPEEDRUN.items():
+        if config.speedrun[field] != value:
+            raise UserError(f"config.speedrun.{field} = {config.speedrun[field]!r} has no effect on "
+                            f"this training, only on a speedrun: leave it at {value!r} (cutout is an "
+                            "operation of config.augment)")
 
 
 def save(run, programs, live, state):
@@ -149,9 +154,10 @@ def check_finite(run, programs, live):
 
 def non_finite(run, what):
     """Return the NonFiniteLoss that says `what` went wrong and what to do."""
-    last = run.last_saved_step or 0
-    return NonFiniteLoss(f"{what} (the last good checkpoint is of step {last}): lower "
-                         "config.optimizer.learning_rate, or set config.max_grad_norm")
+    last = run.last_saved_step
+    kept = "" if last is None else f" (the last good checkpoint is of step {last})"
+    return NonFiniteLoss(f"{what}{kept}: lower config.optimizer.learning_rate, or set "
+                         "config.max_grad_norm")
 
 
 def configure_jax(config):

@@ -1,5 +1,6 @@
 """Host settings: applied where JAX runs on CPU, and only there; results do not change."""
 
+import importlib.metadata
 import os
 import pathlib
 import subprocess
@@ -108,12 +109,17 @@ def test_the_settings_follow_the_platform_that_jax_will_choose(monkeypatch):
     assert host.runs_on_cpu()
 
 
-@pytest.mark.parametrize("plugins,expected", [([], True), (["cuda"], False)])
-def test_installed_plugins_decide_where_no_platform_is_asked_for(monkeypatch, plugins, expected):
+@pytest.mark.parametrize("plugins,gpu,expected", [
+    ([], False, True), ([], True, True), (["xla_cuda13"], True, False),
+    (["xla_cuda13"], False, True),  # on a login node: JAX leaves the plugin out
+    (["xla_rocm"], False, False)])
+def test_installed_plugins_decide_where_no_platform_is_asked_for(monkeypatch, plugins, gpu, expected):
     class Config:
         jax_platforms = None
     monkeypatch.setattr(jax, "config", Config)
-    monkeypatch.setattr(host.importlib.metadata, "entry_points", lambda group: plugins)
+    found = [importlib.metadata.EntryPoint(name, name, "jax_plugins") for name in plugins]
+    monkeypatch.setattr(host.importlib.metadata, "entry_points", lambda group: found)
+    monkeypatch.setattr(host, "_GPU_FILES", ("/dev/null",) if gpu else ("/dev/no_gpu",))
     monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: None)
     assert host.runs_on_cpu() is expected
 

@@ -39,6 +39,17 @@ def test_training_sums_are_those_of_the_epochs_own_examples(tmp_path, monkeypatc
         assert row["train_accuracy"] == pytest.approx(100 * accuracy)
 
 
+def test_a_field_that_only_a_speedrun_reads_is_refused():
+    with pytest.raises(UserError, match="config.speedrun.cutout = 12 has no effect on this training"):
+        train.check(tiny.tiny_config(speedrun__cutout=12))
+
+
+def test_before_anything_was_saved_no_checkpoint_is_spoken_of(tmp_path, monkeypatch):
+    config = tiny.tiny_config(optimizer__learning_rate=1e30)
+    with pytest.raises(train.NonFiniteLoss, match=r"at step \d+ of the run: lower config.optimizer"):
+        tiny.fit(config, tmp_path, monkeypatch)
+
+
 @pytest.mark.parametrize("monitor", ["val_loss", "val_accuracy"])
 def test_the_rates_of_a_plateau_are_torchs_for_the_runs_own_metrics(monitor, tmp_path, monkeypatch):
     config = tiny.tiny_config(

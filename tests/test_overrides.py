@@ -29,6 +29,11 @@ def written(tmp_path, text):
 @pytest.mark.parametrize(("line", "message"), [
     ("config.lr = 0.1", "mine.py:5: there is no config field 'lr' (did you mean --config.optimizer."
                         "learning_rate?)"),
+    ("config.cutout = 16", "mine.py:5: there is no config field 'cutout' (did you mean "
+                           "--config.augment?)"),
+    ("config.momentum = 0.9", "there is no config field 'momentum' (did you mean --config.optimizer."
+                              "momentum?)"),
+    ("config.lookahead_every = 5", "mine.py:5: there is no config field 'lookahead_every'; jaxcifar/"),
     ("config.optimizer.nestrov = True",
      "mine.py:5: there is no config field 'nestrov' (did you mean 'nesterov'?)"),
     ("config.batch_sise", "mine.py:5: there is no config field 'batch_sise' (did you mean "

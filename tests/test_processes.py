@@ -93,6 +93,16 @@ def test_two_processes_with_other_data_are_both_told_so(tmp_path, monkeypatch):
     assert not (tmp_path / "two").exists()
 
 
+def test_what_only_the_first_can_see_ends_both(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
+    fields = SHORT | {"augment": "flip", "model": {"name": "lenet"}}
+    run_processes(tmp_path / "two", stops=(-1, 5), code=143, **fields)
+    (tmp_path / "two" / "metrics.jsonl").write_text("no row\n")
+    first, second = run_processes(tmp_path / "two", code=2, **fields)
+    assert "line 1 is not a row" in first
+    assert "process 0 could not open the run's log: see what it printed" in second
+
+
 def test_the_command_line_starts_one_run_in_two_processes(tmp_path):
     port = free_port()
     environment = os.environ | {

@@ -32,6 +32,34 @@ sys.stdin.read()
 """
 
 
+FULL_DISK = """
+import resource, signal, sys
+import jax, numpy as np, tiny
+from jaxcifar.checkpoint import Checkpoints
+from jaxcifar.errors import UserError
+from jaxcifar.state import create_state
+from jaxcifar.task import create_task
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+state = jax.tree.map(np.asarray, create_state(create_task(tiny.tiny_config(), 100, 10), 0))
+checkpoints = Checkpoints(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))
+try:
+    checkpoints.save(state, None)
+    checkpoints.wait()
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_takes_no_checkpoint_is_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"})
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"cannot write {tmp_path}/checkpoints: ") and "File too large" in line
+    assert line.endswith("; choose a place that is writable and has space left")
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path, monkeypatch):
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], text=True,
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
