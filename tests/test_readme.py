@@ -8,7 +8,7 @@ import pytest
 from test_muon import config_of
 
 from jaxcifar import config as config_lib
-from jaxcifar.report import parity_results, parity_rows
+from jaxcifar.report import parity_page, parity_results, parity_rows
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,5 +54,14 @@ def test_the_readme_counts_what_is_measured():
     short_held, short_all = cells[5].split(" of ")
     assert (f"Of their {long_all.strip()} published numbers from runs of 10 epochs or more "
             f"{long_held.strip()} hold") in words
+    assert f"{cells[6].strip()} are better by more than that" in words
     assert short_held.strip() == short_all.strip()
     assert f"all {short_all.strip()} of two-epoch runs" in words
+
+
+def test_the_readme_s_accuracies_are_the_page_s():
+    lines = re.findall(r"^\| `([\w/.-]+)`.*\| ([^|]+) \| ([^|]+\(\d\)) \|$", README, re.MULTILINE)
+    _, _, _, judged = parity_page.gather(ROOT)
+    found = {v.row: (parity_page.published_text(v.number), parity_page.ours_text(v)) for v in judged
+             if v.ours and v.number.metric in ("test_accuracy", "kaggle_accuracy")}
+    assert {row: texts for row, *texts in lines} == {row: list(texts) for row, texts in found.items()}

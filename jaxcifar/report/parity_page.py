@@ -159,8 +159,8 @@ def _table(judged, known, results):
         shown = v.row
         name = v.row.partition("/")[2]
         lines.append("| " + " | ".join((
-            f"`{name}`" if new else "", _number(v.number), _published(v.number),
-            _limit(v), _ours(v), _difference(v), _MARKS.get(v.status, v.status),
+            f"`{name}`" if new else "", _number(v.number), published_text(v.number),
+            _limit(v), ours_text(v), _difference(v), _MARKS.get(v.status, v.status),
             _command(v.row, known, results) if new and v.row in known
             and known[v.row].needs_run else "")) + " |")
         known_to_all = v.number.source == "recount" or v.number.metric == "kaggle_accuracy"
@@ -184,7 +184,8 @@ def _number(number):
     return f"{name}, {when}{_SOURCES[number.source]}"
 
 
-def _published(number):
+def published_text(number):
+    """Return a published value as the page shows it."""
     if number.is_count:
         text = f"{number.value / 1e6:.1f} M" if number.approximate else f"{number.value:,.0f}"
         return text
@@ -193,7 +194,8 @@ def _published(number):
     return f"about {number.value:g}" if number.approximate else f"{number.value:g}"
 
 
-def _ours(verdict):
+def ours_text(verdict):
+    """Return our values as the page shows them: mean, deviation and number of seeds, "" without any."""
     if verdict.mean is None:
         return ""
     if verdict.number.is_count:
