@@ -90,12 +90,12 @@ def test_unknown_names_and_options_suggest_the_nearest():
 
 
 def test_a_model_of_ones_own_whose_file_or_class_is_not_there_is_named(monkeypatch):
-    monkeypatch.setitem(models.MODELS, "mynet", ("mynet", "MyNet", {}))
-    with pytest.raises(UserError, match="'mynet' in the file jaxcifar/models/mynet.py, and there is"):
-        models.create("mynet")
-    monkeypatch.setitem(models.MODELS, "mynet", ("lenet", "MyNet", {}))
+    monkeypatch.setitem(models.MODELS, "absent", ("absent", "MyNet", {}))
+    with pytest.raises(UserError, match="'absent' in the file jaxcifar/models/absent.py, and there"):
+        models.create("absent")
+    monkeypatch.setitem(models.MODELS, "absent", ("lenet", "MyNet", {}))
     with pytest.raises(UserError, match="class MyNet of jaxcifar/models/lenet.py, which defines no"):
-        models.create("mynet")
+        models.create("absent")
 
 
 @pytest.mark.parametrize(("function", "returned"), [

@@ -24,7 +24,8 @@ SPEEDRUN = {f"configs/speedrun.py:{v}" for v in ("94", "94_sgd", "96", "96_selec
 STANDIN = {f"configs/finetune_standin.py:{v}" for v in ("pretrain", "frozen", "whole", "scratch")}
 BEST = {spec for spec in ALL if spec.startswith("configs/resnet5m_best.py:")}
 PYTORCH_CIFAR = {spec for spec in ALL if spec.startswith("configs/pytorch_cifar.py:")}
-WITHOUT_NUMBER = {"configs/quickstart.py", "configs/se_resnet_search.py", *STANDIN, *SPEEDRUN,
+OWN = set()  # a fork's own files: "configs/mine.py:wide"
+WITHOUT_NUMBER = {*OWN, "configs/quickstart.py", "configs/se_resnet_search.py", *STANDIN, *SPEEDRUN,
                   "configs/architectures.py:vit/depth6", *BEST, *ALIASES, *PYTORCH_CIFAR}
 CELLS = [f"{GRID}b128_lr0.001_l0_{cell}" for cell in (
     "d0_none", "d0.5_none", "d0.5_basic", "d0.5_basic_erasing")]
