@@ -121,7 +121,8 @@ def test_no_message_shows_a_password(tmp_path, url, shown):
     assert f"storage {shown} failed" in told and "secret" not in told
 
 
-def test_who_is_killed_while_a_trial_ends_leaves_it_one_successor(tmp_path, monkeypatch):
+def killed_before_it_tells(tmp_path, monkeypatch, kind, **options):
+    """Return a Study whose process was killed between what it notes of a trial and its end."""
     class Killed(BaseException):
         pass
 
@@ -130,49 +131,23 @@ def test_who_is_killed_while_a_trial_ends_leaves_it_one_successor(tmp_path, monk
     SEARCH.suggest(trial)
     monkeypatch.setattr(killed._study, "tell", lambda *args, **options: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
-        killed.end(trial, "stopped")
+        killed.end(trial, kind, **options)
+    return killed
+
+
+def test_who_is_killed_while_a_trial_ends_leaves_it_one_successor(tmp_path, monkeypatch):
+    killed = killed_before_it_tells(tmp_path, monkeypatch, "stopped")
     killed._locks.close()  # as the operating system does
     assert finish(tmp_path, 1) == [(0, "stopped", None), (1, "complete", 0)]
 
 
 def test_a_trial_is_complete_when_its_value_is_there(tmp_path, monkeypatch):
-    class Killed(BaseException):
-        pass
-
-    killed = opened(tmp_path)
-    trial = killed.take(1)
-    SEARCH.suggest(trial)
-    monkeypatch.setattr(killed._study, "tell", lambda *args, **options: (_ for _ in ()).throw(Killed))
-    with pytest.raises(Killed):
-        killed.end(trial, "complete", value=1.0)
+    killed = killed_before_it_tells(tmp_path, monkeypatch, "complete", value=1.0)
     with opened(tmp_path) as other:  # while the first one is at work
         (record,) = other.records()
         assert record["kind"] == "running" and report.best([record], "minimize") is None
-    killed._locks.close()  # as the operating system does
+    killed._locks.close()
     assert finish(tmp_path, 1) == [(0, "lost", None), (1, "complete", 0)]
-
-
-def test_a_lost_trial_does_not_count_as_one_that_diverged(tmp_path):
-    lost = opened(tmp_path)
-    SEARCH.suggest(lost.take(1))
-    lost._locks.close()
-    with opened(tmp_path) as shared:
-        trial = shared.take(1)
-        SEARCH.suggest(trial)
-        assert shared.end(trial, "diverged")  # for the first time: another seed is tried
-        trial = shared.take(1)
-        assert trial.user_attrs["seed_shift"] == 1
-        SEARCH.suggest(trial)
-        assert not shared.end(trial, "diverged")
-        assert [r["kind"] for r in shared.records()] == ["lost", "diverged", "diverged"]
-
-
-def test_a_journal_in_a_relative_path_has_a_lock_that_can_be_read(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "shared").mkdir()
-    with opened(tmp_path / "work", storage="journal:shared/study.log") as shared:
-        backend = shared._study._storage._backend
-        assert pathlib.Path(backend._file_path) == tmp_path / "shared" / "study.log"
 
 
 def test_a_trial_whose_end_could_not_be_told_has_one_successor(tmp_path, monkeypatch):
