@@ -185,9 +185,10 @@ def _writing(folder):
             yield
     except (ValueError, RuntimeError) as error:
         code = re.search(r"os_error_code='(\d+)'", str(error))
-        reason = os.strerror(int(code[1])) if code else first_line(error)
-        raise UserError(f"cannot write {folder}: {reason}; choose a place that is writable and has "
-                        "space left") from error
+        if not code:
+            raise
+        raise UserError(f"cannot write {folder}: {os.strerror(int(code[1]))}; choose a place that is "
+                        "writable and has space left") from error
 
 
 @contextlib.contextmanager

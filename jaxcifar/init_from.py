@@ -43,7 +43,8 @@ def start(task, state):
         return state, []
     name, options = saved.model_of(config)
     for model, (weights, *_) in config_lib.IMAGENET.items():  # before anything is fetched
-        if weights == config.init_from and name != model and name in models.MODELS:
+        if weights == config.init_from and name in models.MODELS and (
+                models.MODELS[name][:2] != models.MODELS[model][:2]):
             raise UserError(f"config.init_from = {weights!r}: they are the weights of model "
                             f"{model!r}, and config.model is {name!r}")
     path, given = _read(config.init_from)

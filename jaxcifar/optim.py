@@ -49,8 +49,8 @@ def create(
 
     "muon" (see muon.py) orthogonalises the momentum, `muon_momentum`, of every kernel (and attention's
     in_proj_weight) whose path `muon_exclude`, a regular expression, does not match, in `muon_steps`
-    Newton-Schulz steps, with decoupled weight decay. All other parameters take the rule
-    `muon_rest`, which the other options are for. Exclude the first and the last layer, as the write-up does, and
+    Newton-Schulz steps, with decoupled weight decay. All other parameters take the rule `muon_rest`,
+    which the other options are for. Exclude the first and the last layer, as the write-up does, and
     give the rest a rate of its own by `lr_multipliers`.
 
     With `trainable`, a regular expression, the optimiser is one of the parameters whose path it

@@ -121,6 +121,10 @@ class Run:
         best_step = self._step_of(self.best_epoch(state.history))
         parallel.in_first(lambda: self._checkpoints.save(state, best_step), "save a checkpoint")
 
+    def wait(self):
+        """Return when every checkpoint is on the disk; of the first process only."""
+        self._checkpoints.wait()
+
     def measured_before(self, steps):
         """Return what result.json says of the training's time, memory and place, a dict.
 

@@ -188,7 +188,8 @@ def step_of(workdir, epoch):
         if row["epoch"] == epoch:
             return row["step"]
     raise UserError(f"{workdir}/metrics.jsonl has no row of epoch {epoch}, so its checkpoint "
-                    "cannot be found: put the file back, or use --checkpoint=last")
+                    "cannot be found: put the file back, or use --checkpoint=last (of jaxcifar.evaluate, "
+                    "predict and convert)")
 
 
 def epoch_seconds(row):

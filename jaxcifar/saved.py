@@ -15,6 +15,7 @@ from jaxcifar.state import create_state
 from jaxcifar.task import create_task
 
 WHICH = ("selected", "last", "best")
+_LAST = "--checkpoint=last (of jaxcifar.evaluate, predict and convert)"
 
 
 def read_config(workdir):
@@ -141,7 +142,7 @@ def _best(config, newest, workdir):
     epoch = selection.best_epoch(newest.history, rule) if rule else None
     if epoch is None:
         raise UserError(f"{workdir} compares no epochs (val_size = {config.val_size}, selection = "
-                        f"{config.selection!r}), or has finished none: use --checkpoint=last")
+                        f"{config.selection!r}), or has finished none: use {_LAST}")
     return rule, epoch
 
 
@@ -149,14 +150,14 @@ def _restore(checkpoints, step, form, workdir):
     folder = pathlib.Path(workdir) / "checkpoints"
     if step not in checkpoints.steps():
         raise UserError(f"the checkpoint of step {step} is not in {folder} (there are "
-                        f"{', '.join(map(str, checkpoints.steps()))}): use --checkpoint=last")
+                        f"{', '.join(map(str, checkpoints.steps()))}): use {_LAST}")
     try:
         return checkpoints.restore(step, form)
     except UserError:
         raise
     except Exception as error:  # whatever a damaged file makes orbax raise
         raise UserError(f"the checkpoint {folder / str(step)} cannot be read ({first_line(error)}): "
-                        "put back an intact copy, or use --checkpoint=last") from error
+                        f"put back an intact copy, or use {_LAST}") from error
 
 
 def _fill(config, fields):

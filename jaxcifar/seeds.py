@@ -54,7 +54,7 @@ def run(config, seeds, workdir, *, way="auto", stop=lambda: 0, stream=None):
     Args:
       config: configuration; its own seed plays no part. seeds: ints. workdir: folder of the runs.
       way: "yes", all seeds at once (see jaxcifar.together); "no", one by one; "auto", the faster,
-        on CPU one by one.
+        on CPU and with config.deterministic one by one.
       stop, stream: as `train.fit`.
 
     Returns:

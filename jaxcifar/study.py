@@ -22,7 +22,7 @@ from jaxcifar.errors import UserError, first_line, unknown
 # what the parameters are to blame for is PRUNED, and FAIL is what may go better the next time.
 _STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "refused": "PRUNED", "diverged": "FAIL",
            "out_of_memory": "FAIL", "error": "FAIL", "stopped": "FAIL"}
-_MOST_FAILURES = 1  # after so many, a chain is not tried again
+_MOST_FAILURES = 1  # after so many, a chain is not tried again (divergence counts apart)
 _ADDED = ("training set",)  # entries of a declaration that older studies lack
 _LOCK_SECONDS = 60  # SQLite waits so long for another process's write
 
@@ -232,7 +232,8 @@ def _record(trial):
     ends = {"RUNNING": "running", "WAITING": "waiting", "FAIL": "lost"}
     kind = attrs.get("kind")
     # `end` notes the kind before it tells the end: another process may look, or this one be killed.
-    if kind is None or state == "RUNNING" or (kind == "complete") != (state == "COMPLETE"):
+    lost = state == "FAIL" and _STATES.get(kind) != "FAIL"
+    if kind is None or state == "RUNNING" or lost:
         kind = ends.get(state, state.lower())
     values = {epoch: value for epoch, value in sorted(trial.intermediate_values.items())
               if math.isfinite(value)}

@@ -9,7 +9,7 @@ mlp_s 0.96 (1.07 with crop and flip), the same with hidden layers of 64 and 32 0
 1.06, cnn3 and a small resnet5m 1.04, resnet18 1.02, the small one with AutoAugment 1.25, since the
 branches that AutoAugment skips are all computed. Every seed has convolutions of its own: as grouped
 ones they took 2.0 (cnn3, resnet5m). So on CPU "auto" is one by one; on an accelerator both ways are
-timed at the start.
+timed at the start, unless config.deterministic forbids that a timing decides.
 """
 
 import contextlib

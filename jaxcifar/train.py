@@ -125,9 +125,9 @@ def check(config):
                         "python -m jaxcifar.speedrun --config=... --runs=N, or --profile")
     for field, value in config_lib.SPEEDRUN.items():
         if config.speedrun[field] != value:
+            instead = " (config.augment has a cutout)" if field == "cutout" else ""
             raise UserError(f"config.speedrun.{field} = {config.speedrun[field]!r} has no effect on "
-                            f"this training, only on a speedrun: leave it at {value!r} (cutout is an "
-                            "operation of config.augment)")
+                            f"this training, only on a speedrun: leave it at {value!r}{instead}")
 
 
 def save(run, programs, live, state):
@@ -309,10 +309,14 @@ def measure_result(run, programs, live, state, held_out, arrays, watch):
         **environment.memory(), "environment": run.environments[-1],
         "earlier_environments": run.environments[:-1],
     }
-    if parallel.is_primary():
-        result |= run.measured_before(result["steps"])
+
+    def write():
+        run.wait()
+        result.update(run.measured_before(result["steps"]))
         run.log.result(result)
         run.log.wait()  # for samples.png: two threads cannot import matplotlib at the same time
         run_report.write_plots(run.workdir, config, rows, chosen["confusion"], arrays.class_names)
         run.log.print(run_report.closing_line(result, run.workdir))
+
+    parallel.in_first(write, "write the result")
     return result

@@ -70,7 +70,7 @@ def run(config, search, workdir, *, trials=0, storage="", name="study", retry_ru
 
     Raises:
       UserError: a mistake in the configuration, the space, the storage, the data or the folder; or
-        all trials were refused.
+        all trials were refused, or the first ones of this process all ran out of memory.
       Interrupted: the trial under way goes on the next time.
     """
     study.load_optuna()
@@ -87,17 +87,18 @@ def run(config, search, workdir, *, trials=0, storage="", name="study", retry_ru
     def say(text):
         print(text, file=sys.stdout if stream is None else stream, flush=True)
 
-    cache, declaration, kinds = programs.Cache(_SHAPES), declared(config, search, digest), []
+    cache, declaration, ends = programs.Cache(_SHAPES), declared(config, search, digest), []
     with study.Study(workdir, name, search, declaration, storage=storage,
                      seed=config.seed) as shared:
         while not (signum := stop()) and (
                 trial := shared.take(limit, retry_running=retry_running)):
             retry_running = False
-            kinds.append(_one(config, search, workdir, shared, trial, cache, stop, say))
+            kind = _one(config, search, workdir, shared, trial, cache, stop, say)
+            ends.append((kind, trial.user_attrs.get("first", trial.number)))
             content = _content(config, search, name, limit, shared)
             report.write(workdir, content)
             _refuse_space(content["trials"], _REFUSED)
-            _refuse_full_device(kinds)
+            _refuse_full_device(ends)
         if signum:
             raise train.Interrupted(signum)
         return _conclude(config, search, name, limit, shared, workdir, say)
@@ -134,15 +135,14 @@ def load_search(specification):
 
 
 def _one(config, search, workdir, shared, trial, cache, stop, say):
-    """Run a trial to its end, record it, and return its kind; it does not stay running whatever
-    happens."""
+    """Run a trial to its end, record and return its kind; whatever happens, it does not stay running."""
     value = folder = None
     first = trial.user_attrs.get("first")
     retry = "" if first is None else f" (once more trial {first})"
     try:
         params = search.suggest(trial)
         say(f"trial {trial.number}{retry}: {_params_text(params)}")
-        trial_config = search.trial_config(config, params)
+        trial_config = on_these_devices(search.trial_config(config, params))
         trial_config.seed += trial.user_attrs.get("seed_shift", 0)
         folder = _folder(trial, workdir, trial_config)
         kind, reason = "complete", _refusal(trial_config)
@@ -170,6 +170,20 @@ def _one(config, search, workdir, shared, trial, cache, stop, say):
     measured = f"{search.objective} {value:.6g}" if kind == "complete" else f"{kind}, {reason}"
     say(f"trial {trial.number}: {measured}{'; to be tried once more' if again else ''}")
     return kind
+
+
+def on_these_devices(config):
+    """Return a trial's configuration for as many devices of this machine as its batches allow.
+
+    The number of devices changes no result, so a study is the same on all machines that share it.
+    """
+    if config.bn_sync != "global":
+        return config
+    config = config.copy_and_resolve_references()
+    most = config.num_devices or jax.device_count()
+    config.num_devices = next(count for count in range(most, 0, -1) if not (
+        config.batch_size % count or config.eval_batch_size % count))
+    return config
 
 
 class _Pruned(Exception):
@@ -223,6 +237,7 @@ def _refusal(config):
     """Return why a configuration cannot be trained, whenever it is tried, or ""."""
     try:
         train.check(config)
+        parallel.create(config)
         arrays = splits.load(config)
         task = create_task(config, len(arrays.train["labels"]), arrays.num_classes)
         if config.init_from:  # whose weights may fit some models of the space only
@@ -238,10 +253,8 @@ def _check_trial_fields(config, search):
     Found out before the study is there, whose declaration holds them. A recipe that cannot be
     trained itself may be mended by the space.
     """
-    reason = _refusal(search.trial_config(config))
-    if not reason:
-        parallel.create(search.trial_config(config))
-    elif not _refusal(config):
+    reason = _refusal(on_these_devices(search.trial_config(config)))
+    if reason and not _refusal(config):
         fields = search.to_dict()["every trial"]
         raise UserError(f"with the fields of every trial ({fields}) nothing can be trained: {reason}; "
                         "mend --trial, or `trial` of search_space()")
@@ -283,12 +296,16 @@ def _refuse_space(records, count):
                         "recipe, search_space() or --trial, and take another --workdir")
 
 
-def _refuse_full_device(kinds):
-    """Raise UserError where all that this process tried, twice or more, ran out of memory."""
-    if len(kinds) > 1 and set(kinds) == {"out_of_memory"}:
-        raise UserError("the first trials of this process ran out of memory, and more would be lost "
-                        "to the study: see whether another process holds the device; then the same "
-                        "command goes on with the next trial")
+def _refuse_full_device(ends):
+    """Raise UserError where all that this process tried ran out of memory, of two chains or more.
+
+    ends: (kind, first trial of its chain) of each trial.
+    """
+    kinds, chains = map(set, zip(*ends, strict=True))
+    if kinds == {"out_of_memory"} and len(chains) > 1:
+        raise UserError("all trials of this process ran out of memory, and more would be lost to the "
+                        "study: see whether another process holds the device; then the same command "
+                        "goes on")
 
 
 def _content(config, search, name, limit, shared):

@@ -68,7 +68,8 @@ def assert_equal(actual, expected):
 
 
 @pytest.mark.parametrize(("suffix", "options", "epoch", "field"), [
-    (".safetensors", {"checkpoint": "best"}, 2, "ema"), (".pth", {"checkpoint": "best", "raw": True}, 2, "raw"),
+    (".safetensors", {"checkpoint": "best"}, 2, "ema"),
+    (".pth", {"checkpoint": "best", "raw": True}, 2, "raw"),
     (".pth", {}, 4, "ema"),  # what result.json measures: config.selection is "last"
     (".safetensors", {"checkpoint": "last", "raw": True}, 4, "raw")])
 def test_a_run_survives_the_way_out_and_in_exactly(suffix, options, epoch, field, run, tmp_path):

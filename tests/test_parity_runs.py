@@ -305,7 +305,8 @@ def test_slots_and_memory():
     assert measured == int(1.2e9) + 2**29
 
 
-def test_on_a_gpu_no_run_takes_all_the_memory(tmp_path):
+def test_on_a_gpu_no_run_takes_all_the_memory(tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
     (job,) = jobs(tmp_path, seeds=(0,))
     child = "import os; print(os.environ.get('XLA_PYTHON_CLIENT_PREALLOCATE'))"
     for platform, expected in (("gpu", "false"), ("cpu", "None")):

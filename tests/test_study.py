@@ -150,6 +150,29 @@ def test_a_trial_is_complete_when_its_value_is_there(tmp_path, monkeypatch):
     assert finish(tmp_path, 1) == [(0, "lost", None), (1, "complete", 0)]
 
 
+def test_a_lost_trial_does_not_count_as_one_that_diverged(tmp_path):
+    lost = opened(tmp_path)
+    SEARCH.suggest(lost.take(1))
+    lost._locks.close()
+    with opened(tmp_path) as shared:
+        trial = shared.take(1)
+        SEARCH.suggest(trial)
+        assert shared.end(trial, "diverged")  # for the first time: another seed is tried
+        trial = shared.take(1)
+        assert trial.user_attrs["seed_shift"] == 1
+        SEARCH.suggest(trial)
+        assert not shared.end(trial, "diverged")
+        assert [r["kind"] for r in shared.records()] == ["lost", "diverged", "diverged"]
+
+
+def test_a_journal_in_a_relative_path_has_a_lock_that_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shared").mkdir()
+    with opened(tmp_path / "work", storage="journal:shared/study.log") as shared:
+        backend = shared._study._storage._backend
+        assert pathlib.Path(backend._file_path) == tmp_path / "shared" / "study.log"
+
+
 def test_a_trial_whose_end_could_not_be_told_has_one_successor(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), opened(tmp_path) as shared:
         trial, tell = shared.take(1), shared._study.tell

@@ -40,7 +40,7 @@ class Images:
     """Images in a known order, read when asked for.
 
     count: int. numbers: for each the number that its file's name is, ascending, or None where the
-    source has no file names or one of them is no number. batches: size -> iterator of uint8
+    source has no file names or they are no numbers. batches: size -> iterator of uint8
     [n, 32, 32, 3], n = size but for the last. names: of the files, () for an array. notes: sentences
     for the user.
     """
@@ -55,13 +55,14 @@ class Images:
 def open_images(path):
     """Open a folder of images or an array file.
 
-    A folder's files are taken in the order of their numbers (2.png before 10.png), or by name where
-    not every name is a number; subfolders and other files are not read and a note says so.
+    A folder's files are taken in the order of their numbers (2.png before 10.png), or by name
+    (test_2.png before test_10.png) where none is a number; subfolders and other files are not read
+    and a note says so.
 
     Returns:
-      Images. Raises DataError: nothing there, no image in it, two files of one number, or an array
-      that is not uint8 [n, 32, 32, 3]. Iterating raises DataError naming a file that cannot be
-      read.
+      Images. Raises DataError: nothing there, no image in it, two files of one number, names of which
+      some are numbers and some are not, or an array that is not uint8 [n, 32, 32, 3]. Iterating
+      raises DataError naming a file that cannot be read.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -156,7 +157,7 @@ def number_of(name):
 
 def _by_numbers(name):
     """Return a key that sorts "test_2.png" before "test_10.png"."""
-    return [(int(part), part) if part.isdigit() else (0, part)
+    return [(int(part), part) if part.isdecimal() else (0, part)
             for part in re.split("([0-9]+)", name)]
 
 

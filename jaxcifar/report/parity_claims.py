@@ -37,11 +37,11 @@ def compared(report, results):
     """Return [(Claim, [(label, {metric: values of the seeds})])] of a report's measured rows.
 
     results: see parity_results.read. A claim of which fewer than two rows are measured is left out.
-    The accuracies, of `METRICS`, are those of the epoch that each run selected.
+    The accuracies, of `METRICS`, are those of each run's last epoch.
     """
     found = []
     for claim in CLAIMS:
-        lines = [(label, {metric: [record["values"][metric]
+        lines = [(label, {metric: [record["curves"][metric][-1]
                                    for record in results[row]["seeds"].values()]
                           for metric in METRICS})
                  for row, label in claim.rows if row in results]

@@ -2,11 +2,11 @@
 
 Tolerances. Accuracy, of runs of 10 epochs or more: the mean over seeds is at most 1.0 point below
 the published value (a range's lower end); of shorter runs, whose accuracy still jumps from epoch to
-epoch: at most 5 points, of one or two epochs 10. Better is fine, but where a report says that a network does not
-train (10%, guessing): there ours may not be above by more than that either. Loss: above it by at
-most 10% or 0.05, of shorter runs 20% or 0.3, whichever is more. Parameters: equal, or equal once
-rounded to 0.1 million where the report prints millions. Times are not judged: the hardware is
-another.
+epoch: at most 5 points, of one or two epochs 10. Better is fine, but where a report says that a
+network does not train (10%, guessing): there ours may not be above by more than that either. Loss:
+above it by at most 10% or 0.05, of shorter runs 20% or 0.3, whichever is more. Parameters: equal, or
+equal once rounded to 0.1 million where the report prints millions. Times are not judged: the
+hardware is another.
 
 Exceptions. results/notes.csv lists numbers that may be outside, why, and how far: beyond its own
 limit an exception fails as any other number does, and so does one for a number that holds.

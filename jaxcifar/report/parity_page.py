@@ -42,7 +42,7 @@ per row: every seed's values and curves, configuration hash, commit, versions, d
 - **Limit** is the worst value that holds, by the number of epochs, since the accuracy of a short run
   still jumps from one to the next:
 
-  | epochs | accuracy: points below the published value (a range's lower end) | loss: above it, whichever is more |
+  | epochs | accuracy: points below the published value, a range's lower end | loss: above it, the more of |
   | --- | ---: | ---: |
   | 10 or more | 1.0 | 10% or 0.05 |
   | 3 to 9 | 5.0 | 20% or 0.3 |
@@ -256,6 +256,7 @@ def _claims(report, results):
     if not found:
         return []
     lines = [f"### {report}: what it concludes", "",
+             "Our accuracies are those of each run's last epoch, by the report's early stopping.", "",
              "| the report | measured here | train accuracy | validation accuracy |",
              "| --- | --- | ---: | ---: |"]
     for claim, compared in found:
