@@ -247,6 +247,10 @@ def test_the_plot_is_a_png_of_our_rows(rows, tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["epoch:lenet@10", "augment:lenet@10"]
+    for ratios, heights in ((["torch_best"], [0.0]), (["torch_eager", "torch_best"], [0.2, -0.2])):
+        row = {**rows["epoch", "jaxcifar"], "ratio": dict.fromkeys(ratios, 2.0)}
+        bars = plot.bars([row], tmp_path / "plot.png", title="title").axes[0].patches
+        assert [bar.get_y() + bar.get_height() / 2 for bar in bars] == pytest.approx(heights)
 
 
 def test_a_selection_names_kinds_models_and_batch_sizes():

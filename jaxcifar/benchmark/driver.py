@@ -240,11 +240,19 @@ def write(rows, on_cpu, name, folder, settings):
     run_folder.write_json(json_path, {**settings, "rows": rows})
     try:
         plot.bars(rows, figure_path,
-                  title=f"Images per second, jaxcifar over PyTorch ({_device(rows)})")
+                  title=f"jaxcifar's speed over PyTorch's ({_place(rows, on_cpu)})")
     except ImportError as error:
         print(f"no figure: {error}", file=sys.stderr)
         return (json_path,)
     return json_path, figure_path
+
+
+def _place(rows, on_cpu):
+    """Return the device's name, or how many CPU cores a contender had."""
+    if not on_cpu:
+        return _device(rows)
+    cores = next(row["environment"]["host_cores"] for row in rows if "environment" in row)
+    return f"{cores} CPU core{'s'[:cores > 1]}"
 
 
 def _device(rows):

@@ -21,13 +21,14 @@ def bars(rows, path, *, title):
     axes = figure.subplots()
     names = [row["work"] + (" (bf16)" if row["contender"].endswith("bf16") else "")
              for row in rows]
-    for number, other in enumerate(table.THEIRS):
-        places = [i + 0.2 - 0.4 * number for i, row in enumerate(rows) if other in row["ratio"]]
+    others = [other for other in table.THEIRS if any(other in row["ratio"] for row in rows)]
+    for number, other in enumerate(others):
+        place = 0.2 * (len(others) - 1) - 0.4 * number  # above and below the work's line, or on it
+        places = [i + place for i, row in enumerate(rows) if other in row["ratio"]]
         values = [row["ratio"][other] for row in rows if other in row["ratio"]]
-        if values:
-            drawn = axes.barh(places, [v - 1 for v in values], 0.38, left=1,
-                              color=_COLOURS[other], label=_LABELS[other])
-            axes.bar_label(drawn, [f"{v:.2f}x" for v in values], padding=3, fontsize=8)
+        drawn = axes.barh(places, [v - 1 for v in values], 0.38, left=1, color=_COLOURS[other],
+                          label=_LABELS[other])
+        axes.bar_label(drawn, [f"{v:.2f}x" for v in values], padding=3, fontsize=8)
     axes.axvline(1, color="#333333", linewidth=1)
     axes.set(xscale="log", yticks=range(len(rows)), yticklabels=names,
              xlabel="images per second, jaxcifar over PyTorch (1 = as fast)")
