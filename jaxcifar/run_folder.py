@@ -17,6 +17,7 @@ _KINDS = {
     "several seeds": ("seeds.json", "seed[0-9]*/config.json"),
     "a search": ("study.json", "workers/turn"),
 }
+LAST = "--checkpoint=last (of jaxcifar.evaluate, predict and convert)"  # where another is lost
 _HELD = {}  # {lock file: open file}, of the run folders that this process trains in
 
 
@@ -188,8 +189,7 @@ def step_of(workdir, epoch):
         if row["epoch"] == epoch:
             return row["step"]
     raise UserError(f"{workdir}/metrics.jsonl has no row of epoch {epoch}, so its checkpoint "
-                    "cannot be found: put the file back, or use --checkpoint=last (of jaxcifar.evaluate, "
-                    "predict and convert)")
+                    f"cannot be found: put the file back, or use {LAST}")
 
 
 def epoch_seconds(row):

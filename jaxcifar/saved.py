@@ -15,7 +15,6 @@ from jaxcifar.state import create_state
 from jaxcifar.task import create_task
 
 WHICH = ("selected", "last", "best")
-_LAST = "--checkpoint=last (of jaxcifar.evaluate, predict and convert)"
 
 
 def read_config(workdir):
@@ -142,7 +141,7 @@ def _best(config, newest, workdir):
     epoch = selection.best_epoch(newest.history, rule) if rule else None
     if epoch is None:
         raise UserError(f"{workdir} compares no epochs (val_size = {config.val_size}, selection = "
-                        f"{config.selection!r}), or has finished none: use {_LAST}")
+                        f"{config.selection!r}), or has finished none: use {run_folder.LAST}")
     return rule, epoch
 
 
@@ -150,14 +149,14 @@ def _restore(checkpoints, step, form, workdir):
     folder = pathlib.Path(workdir) / "checkpoints"
     if step not in checkpoints.steps():
         raise UserError(f"the checkpoint of step {step} is not in {folder} (there are "
-                        f"{', '.join(map(str, checkpoints.steps()))}): use {_LAST}")
+                        f"{', '.join(map(str, checkpoints.steps()))}): use {run_folder.LAST}")
     try:
         return checkpoints.restore(step, form)
     except UserError:
         raise
     except Exception as error:  # whatever a damaged file makes orbax raise
         raise UserError(f"the checkpoint {folder / str(step)} cannot be read ({first_line(error)}): "
-                        f"put back an intact copy, or use {_LAST}") from error
+                        f"put back an intact copy, or use {run_folder.LAST}") from error
 
 
 def _fill(config, fields):

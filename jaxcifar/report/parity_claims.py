@@ -2,8 +2,9 @@
 
 import dataclasses
 
+from jaxcifar.report import parity_rows
+
 METRICS = ("train_accuracy", "val_accuracy")
-_CELL = "architectures/cnn/b{}_lr{}_l{}_d{}_{}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,19 +16,15 @@ class Claim:
     rows: tuple
 
 
-def _cells(cells):
-    return tuple((_CELL.format(*cell), label) for cell, label in cells)
-
-
 CLAIMS = (
     Claim("architectures", "CNN: in batches of 64 a learning rate of 0.01 hardly trains, and differs "
-          "most from seed to seed", _cells(
+          "most from seed to seed", parity_rows.cnn_cells(
               ((b, rate, 0, 0, "none"), f"batch {b}, rate {rate}")
               for b in (64, 128) for rate in (0.01, 0.001, 0.0001))),
-    Claim("architectures", "CNN: any L2 hurts much", _cells(
+    Claim("architectures", "CNN: any L2 hurts much", parity_rows.cnn_cells(
         ((128, 0.001, l2, d, augmentation), f"dropout {d}, augmentation {augmentation}, L2 {l2}")
         for augmentation in ("none", "basic") for d in (0, 0.5) for l2 in (0, 0.01))),
-    Claim("architectures", "CNN: dropout reduces overfitting", _cells(
+    Claim("architectures", "CNN: dropout reduces overfitting", parity_rows.cnn_cells(
         ((128, 0.001, 0, d, augmentation), f"augmentation {augmentation}, dropout {d}")
         for augmentation in ("none", "basic") for d in (0, 0.5))),
 )

@@ -11,12 +11,11 @@ import pathlib
 
 import numpy as np
 
-from jaxcifar.report import plots, published
+from jaxcifar.report import parity_rows, plots, published
 
 _DPI = 100
 _DIGEST = "drawn_from"
 
-_CELL = "architectures/cnn/b{}_lr{}_l{}_d{}_{}"
 _SETTINGS = ("lr0.2_wd5e-4", "lr0.05_wd5e-4", "lr0.1_wd5e-3", "lr0.2_wd5e-5", "lr0.05_wd5e-5")
 _TABLE2 = ("k3", "k5", "0_5", "k5_0_5", "k3_k5_0_5_p2", "k3_k5_0_5_p2_k5", "0_5_v5")
 
@@ -47,8 +46,7 @@ class Figure:
 
 
 def _cnn(title, cells):
-    lines = tuple((_CELL.format(*cell), label) for cell, label in cells)
-    return Panel(title, lines, ("val_accuracy",))
+    return Panel(title, parity_rows.cnn_cells(cells), ("val_accuracy",))
 
 
 FIGURES = (
@@ -67,7 +65,7 @@ FIGURES = (
     Figure("architectures_networks", "architectures", "MLP, CNN and ViT", (Panel(
         "each network's own recipe", (
             ("architectures/mlp_s", "MLP, small"), ("architectures/mlp_l", "MLP, large"),
-            (_CELL.format(128, 0.001, 0, 0.5, "basic"), "CNN, the report's best"),
+            *parity_rows.cnn_cells([((128, 0.001, 0, 0.5, "basic"), "CNN, the report's best")]),
             ("architectures/vit", "ViT, 1 layer"), ("architectures/vit/depth6", "ViT, 6 layers")),
         ("val_accuracy",)),)),
     Figure("cifar100_networks", "cifar100", "CIFAR-100: networks", (

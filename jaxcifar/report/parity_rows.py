@@ -201,3 +201,12 @@ def _matches(recipe, pattern):
         return recipe.needs_run and not recipe.needs_weights
     pattern = row_name(pattern) if ":" in pattern else pattern
     return any(fnmatch.fnmatchcase(name, pattern) for name in (recipe.name, *recipe.aliases))
+
+
+def cnn_cells(cells):
+    """Return the (row's name, label) of cells of the architectures report's grid, a tuple.
+
+    cells: ((batch size, learning rate, L2, dropout, augmentation), label).
+    """
+    return tuple(("architectures/cnn/b{}_lr{}_l{}_d{}_{}".format(*cell), label)
+                 for cell, label in cells)
