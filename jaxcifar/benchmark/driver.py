@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import sys
 import threading
@@ -33,9 +32,7 @@ class Process(children.Child):
         self._limit = limit
         environment = {} if spec.get("caches", True) else {
             "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
-        # Contenders share a GPU: none may take most of its memory in advance.
-        if "XLA_PYTHON_CLIENT_PREALLOCATE" not in os.environ:
-            environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+        host.share_device_memory()  # among contenders, which inherit this
         super().__init__(contender, "jaxcifar.benchmark.child",
                          json.dumps({**spec, "contender": contender}), **environment)
         self.receive(limit)
