@@ -41,6 +41,7 @@ ADDED_FIELDS = {
     "frozen_batch_norm": "batch",
     "lr_multipliers": "",
     "epoch_fraction": 1.0,
+    "ema_warmup": True,
     "optimizer.muon_momentum": 0.95,
     "optimizer.muon_steps": 5,
     "optimizer.muon_exclude": "",
@@ -149,8 +150,9 @@ def default():
     c.max_grad_value = 0.0  # clip each gradient entry; 0: off
     c.lr_multipliers = ""  # shares of the rate by parameter path: "layer1=0.1; layer2=0.3"
     c.accumulate_steps = 1  # batches whose gradients are averaged into one update
-    c.label_smoothing = 0.0
+    c.label_smoothing = 0.0  # of the training loss; no held-out loss is smoothed
     c.ema_decay = 0.0  # exponential moving average of the weights, evaluated in their place; 0: off
+    c.ema_warmup = True  # at update s by min(ema_decay, 1 - s^(-2/3)); False: by ema_decay throughout
     c.schedule = ConfigDict()
     c.schedule.name = "constant"
     c.schedule.warmup_epochs = 0.0  # any but plateau: linear from 0
@@ -158,7 +160,7 @@ def default():
     c.schedule.eta_min = 0.0  # cosine, cosine_step
     c.schedule.step_size = 30  # step, in epochs
     c.schedule.milestones = (60, 120, 160)  # multistep, in epochs
-    c.schedule.gamma = 0.1  # step, multistep, exponential
+    c.schedule.gamma = 0.1  # step, multistep; exponential: per epoch, so set it (torch has no default)
     c.schedule.total_iters = 100  # polynomial, in epochs
     c.schedule.power = 1.0  # polynomial
     c.schedule.peak = 0.25  # triangular, as a fraction of all steps
@@ -268,6 +270,8 @@ def validate(config):
              "above 0 and at most 1")
     for field in ("ema_decay", "label_smoothing"):
         _require(0 <= config[field] < 1, field, config[field], "in [0, 1)")
+    _require(config.ema_decay or config.ema_warmup, "ema_warmup", config.ema_warmup,
+             "True where config.ema_decay = 0 averages nothing")
     rate, decay = config.optimizer.learning_rate, config.optimizer.weight_decay
     _require(rate >= 0 and math.isfinite(rate), "optimizer.learning_rate", rate, "0 or more")
     _require(decay >= 0 and math.isfinite(decay), "optimizer.weight_decay", decay, "0 or more")

@@ -3,7 +3,8 @@
     python -m jaxcifar.convert --from=runs/NAME --to=weights.safetensors
     python -m jaxcifar.convert --from=weights.pth --to=runs/NAME --config=configs/resnet5m.py:model1
 
-Files end in .pt, .pth or .safetensors and hold the state_dict of the PyTorch original. The folder
+Files end in .pt, .pth or .safetensors and hold the state_dict of the PyTorch original; .pth.tar, .ckpt
+and .bin are read too. The folder
 that the second form writes is a run at epoch 0 of that configuration: jaxcifar.main with the same
 --config and --workdir trains it on. Weights of other classes: --fresh='linear' starts the keys that
 match the regular expression anew.
@@ -39,11 +40,11 @@ def export_run(workdir, path, *, checkpoint="selected", raw=False):
 def import_weights(path, workdir, config, *, fresh=""):
     """Write a run folder whose newest checkpoint, of step 0, holds the weights of a file.
 
-    path: .pt, .pth or .safetensors. workdir: a folder without a run. config: the run's
+    path: see weight_files.load_file. workdir: a folder without a run. config: the run's
     configuration, which names the model. fresh: regular expression; keys of the state_dict in which
     it is found keep the model's own initial values, whatever the file holds for them.
 
-    Raises UserError: the file does not fit the model (every difference is listed), or the folder
+    Raises UserError: the file does not fit the model (the differences are listed), or the folder
     holds a run already.
     """
     config_lib.validate(config)
@@ -88,8 +89,8 @@ def main(argv):
     """Convert as the command line `argv` says; print one line. Raises UserError."""
     parser = command.Parser(__doc__, "python -m jaxcifar.convert")
     parser.add_argument("--from", dest="source", required=True,
-                        help="a run folder, or a .pt, .pth or .safetensors file")
-    parser.add_argument("--to", required=True, help="such a file, or a new run folder")
+                        help=f"a run folder, or a {', '.join(weight_files.READABLE)} file")
+    parser.add_argument("--to", required=True, help=f"a {', '.join(weight_files.SUFFIXES)} file, or a new run folder")
     parser.add_argument("--checkpoint", default="selected",
                         help=f"which epoch of a run: {', '.join(saved.WHICH)}; default selected")
     parser.add_argument("--raw", action="store_true",
@@ -100,10 +101,10 @@ def main(argv):
                         help="of the new run; --config.FIELD=VALUE changes a field")
     arguments, rest = parser.parse_known_args(argv[1:])
     source = pathlib.Path(arguments.source)
-    if source.suffix not in weight_files.SUFFIXES:
+    if source.suffix not in weight_files.READABLE:
         if source.is_file():
             raise UserError(f"--from={source} is not a file of weights: expected a name that ends in "
-                            f"{', '.join(weight_files.SUFFIXES)}, or a run folder")
+                            f"{', '.join(weight_files.READABLE)}, or a run folder")
         unknown = [word for word in rest if not word.startswith("--config.")]
         if unknown:
             raise _unexpected(unknown[0])

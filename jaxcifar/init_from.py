@@ -1,6 +1,6 @@
 """config.init_from: the weights that a run starts from.
 
-A file (.pt, .pth, .safetensors), a run folder, or the name of torchvision's ImageNet weights, which
+A file (weight_files.READABLE), a run folder, or the name of torchvision's ImageNet weights, which
 are looked for where torch keeps its downloads, and fetched from torchvision's address.
 """
 
@@ -85,16 +85,16 @@ def _new_keys(given, own, classifier):
 def _read(source):
     """Return (where the weights were, state_dict) of config.init_from."""
     path = pathlib.Path(source).expanduser()
-    if source.partition(".")[0].endswith("_Weights") and path.suffix not in weight_files.SUFFIXES:
+    if source.partition(".")[0].endswith("_Weights") and path.suffix not in weight_files.READABLE:
         path = torchvision_file(source)
     else:
         if path.is_dir():
             with _naming(source):
                 given, description = saved.state_dict(path)
                 return f"{path}, {description}", given
-        if path.suffix not in weight_files.SUFFIXES:
+        if path.suffix not in weight_files.READABLE and not path.is_file():
             raise UserError(f"config.init_from = {source!r}: there is no such run folder; give one, a "
-                            f"{', '.join(weight_files.SUFFIXES)} file, or one of "
+                            f"{', '.join(weight_files.READABLE)} file, or one of "
                             f"{', '.join(TORCHVISION)}")
     with _naming(source):
         return path, weight_files.load_file(path)

@@ -38,7 +38,7 @@ def create(
 ):
     """Build the optimiser `name`: "sgd", "adam", "adamw" or "muon".
 
-    Options that belong to another optimiser are ignored; defaults are torch.optim's. Every update
+    Options that belong to another optimiser are checked and ignored; defaults are torch.optim's. Every update
     goes: mean gradient over `accumulate_steps` consecutive calls; clip to `max_grad_norm`
     (torch.nn.utils.clip_grad_norm_), then to +-`max_grad_value` (clip_grad_value_), 0 = off; weight
     decay (coupled L2 for sgd and adam, decoupled for adamw) of every parameter whose path "a/b/c"

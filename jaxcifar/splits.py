@@ -70,8 +70,8 @@ def write_digest(digest, workdir):
 def refuse_other_data(digest, workdir):
     """Check that `digest` is that of the training set that a run folder names, where both are known.
 
-    Raises UserError: the data set was prepared from another source, in another order. Then the same
-    positions hold other images, and what was trained on would become validation.
+    Raises UserError: the data set has other images, or was prepared from another source, in another
+    order. Then what was trained on would become validation.
     """
     path = pathlib.Path(workdir) / _FILE
     try:
@@ -83,8 +83,8 @@ def refuse_other_data(digest, workdir):
                         "is the one that the run was trained on") from error
     if digest and there != digest:
         raise UserError(f"{workdir} was trained on this data set in another order (prepared from "
-                        "another source), by which its training images would now be validation "
-                        "images: give the folder it was trained from, by config.data_dir or "
+                        "another source) or with other images, by which its training images would "
+                        "now be validation images: give the folder it was trained from, by config.data_dir or "
                         "TFDS_DATA_DIR")
 
 

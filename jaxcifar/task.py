@@ -171,14 +171,17 @@ def _shapes(config, model, augmentation, evaluation):
     """Return the shapes of the model's variables; UserError where its options make no network."""
     seen = [transform.output_shape(IMAGE_SHAPE) for transform in (augmentation, evaluation)]
     if config.eval_transform == "auto" and seen[0] != seen[1]:
+        example = augment.centered(config.augment, seen[0])
         raise UserError("config.augment gives images of {}x{} in training and of {}x{} in evaluation: "
-                        "set config.eval_transform, for instance \"resize({})\"".format(
-                            *seen[0][:2], *seen[1][:2], seen[0][0]))
+                        "set config.eval_transform, for instance {!r}".format(
+                            *seen[0][:2], *seen[1][:2], example))
     try:
         shapes = [models.shapes(model, size) for size in dict.fromkeys(seen)]
-    except (ValueError, TypeError) as error:  # options that make no network
-        raise UserError(
-            f"model '{config.model.name}' cannot be built: {first_line(error)}") from error
+    except (ValueError, TypeError, ArithmeticError, LookupError) as error:  # options of no network
+        reason = first_line(error)
+        if isinstance(error, ArithmeticError | LookupError):
+            reason = f"{type(error).__name__}, {reason}: is an option of it 0, empty or unknown?"
+        raise UserError(f"model '{config.model.name}' cannot be built: {reason}") from error
     if shapes[0] != shapes[-1]:
         raise UserError(f"model '{config.model.name}' has other parameters for training images of "
                         f"{seen[0][:2]} than for held-out ones of {seen[1][:2]}: give both one size "

@@ -22,6 +22,7 @@ _LEAVES = {
     ("batch_stats", "var"): "running_var",
 }
 _COUNTER = "num_batches_tracked"
+_MOST_LISTED = 20
 
 
 def from_torch(name, state_dict, *, num_classes=10, image_size=32, **options):
@@ -29,11 +30,12 @@ def from_torch(name, state_dict, *, num_classes=10, image_size=32, **options):
 
     name, num_classes, options: as in `models.create`; image_size: of the model's inputs;
     state_dict: key -> torch tensor or numpy array. Returns {"params", "batch_stats"} of float32
-    numpy arrays. Raises UserError that lists every missing, unexpected and wrongly shaped key.
+    numpy arrays. Raises UserError that lists the missing, unexpected and wrongly shaped keys.
     """
     template = _template(name, num_classes, image_size, options)
     given = {key: _array(value) for key, value in state_dict.items() if not _is_counter(key)}
     wanted = {torch_key(path): (path, leaf) for path, leaf in template.items()}
+    _refuse_prefix(name, given, wanted)
     problems = [f"missing {key} {_torch_shape(path, leaf.shape)}"
                 for key, (path, leaf) in wanted.items() if key not in given]
     problems += [f"unexpected {key} {value.shape}"
@@ -42,7 +44,7 @@ def from_torch(name, state_dict, *, num_classes=10, image_size=32, **options):
                  for key, (path, leaf) in wanted.items()
                  if key in given and given[key].shape != _torch_shape(path, leaf.shape)]
     if problems:
-        raise UserError(f"state_dict does not fit model {name!r}: {'; '.join(problems)}")
+        raise UserError(f"state_dict does not fit model {name!r}: {_listed(problems)}")
     return unflatten_dict({
         path: np.ascontiguousarray(_to_flax_layout(path, given[key].astype(np.float32)))
         for key, (path, _) in wanted.items()})
@@ -65,7 +67,7 @@ def to_torch(name, variables, *, num_classes=10, image_size=32, num_batches_trac
                  for path, shape in template.items()
                  if path in given and given[path].shape != shape]
     if problems:
-        raise UserError(f"variables are not those of model {name!r}: {'; '.join(problems)}")
+        raise UserError(f"variables are not those of model {name!r}: {_listed(problems)}")
     state_dict = {}
     for path in template:
         value = _to_torch_layout(path, np.asarray(given[path], np.float32))
@@ -74,6 +76,23 @@ def to_torch(name, variables, *, num_classes=10, image_size=32, num_batches_trac
             counter = ".".join((*path[1:-1], _COUNTER))
             state_dict[counter] = np.asarray(num_batches_tracked, np.int64)
     return state_dict
+
+
+def _refuse_prefix(name, given, wanted):
+    """Raise UserError where no key is the model's, but those that share a first part are without it."""
+    if any(key in wanted for key in given):
+        return
+    for prefix in dict.fromkeys(key.partition(".")[0] + "." for key in given):
+        if any(key.startswith(prefix) and key.removeprefix(prefix) in wanted for key in given):
+            raise UserError(
+                f"state_dict does not fit model {name!r}: its keys begin with {prefix!r}. Save it "
+                f"without that: {{k.removeprefix({prefix!r}): v for k, v in state_dict.items() "
+                f"if k.startswith({prefix!r})}}")
+
+
+def _listed(problems):
+    rest = len(problems) - _MOST_LISTED
+    return "; ".join(problems[:_MOST_LISTED]) + (f"; and {rest} more" if rest > 0 else "")
 
 
 def torch_key(path):

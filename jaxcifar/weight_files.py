@@ -1,4 +1,4 @@
-"""Files of weights: PyTorch's .pt and .pth, and .safetensors, which needs no other package.
+"""Files of weights: what torch.save writes, and .safetensors, which needs no other package.
 
 A .safetensors file is the length of its header (8 bytes, little endian), the header (JSON: name ->
 dtype, shape, first and last byte), and the arrays. Source: github.com/huggingface/safetensors.
@@ -17,6 +17,7 @@ from jaxcifar import run_folder
 from jaxcifar.errors import UserError
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
+READABLE = (*SUFFIXES, ".bin", ".ckpt", ".tar")  # as in model_best.pth.tar
 
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2",  # the upper half of an F32
@@ -33,15 +34,15 @@ _LONGEST_HEADER = 100_000_000
 def load_file(path):
     """Read a state_dict, key -> numpy array; arrays of a .safetensors file are read-only views.
 
-    path: a .pt or .pth file (needs torch; nothing but tensors and plain values is unpickled) or a
-    .safetensors file. A state_dict inside {"state_dict", "model_state_dict", "net" or "model": ...}
+    path: a .safetensors file, or another of READABLE, which torch.save wrote (needs torch; nothing
+    but tensors and plain values is unpickled). A state_dict inside {"state_dict", "model_state_dict", "net" or "model": ...}
     is taken out; the prefixes "module.", "_orig_mod." and "model." of all keys are dropped, and so is
     AveragedModel's counter. bfloat16 becomes float32. Raises UserError: no such file, one that may
     not be read, another suffix, damaged, or no state_dict in it.
     """
-    path = _checked(path)
+    path = _checked(path, READABLE)
     if not path.is_file():
-        raise UserError(f"no file {path}: give the path of a {', '.join(SUFFIXES)} file")
+        raise UserError(f"no file {path}: give the path of a {', '.join(READABLE)} file")
     try:
         path.open("rb").close()
     except OSError as error:
@@ -49,12 +50,12 @@ def load_file(path):
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     content = _unwrapped(content)
     for key, value in content.items():
-        if not hasattr(value, "shape"):
+        if not hasattr(value, "shape") or not isinstance(key, str):
             raise UserError(f"{path} holds no state_dict: {key!r} is a {type(value).__name__}, not "
-                            "a tensor; save model.state_dict()")
+                            "a tensor with a name; save model.state_dict()")
     if not content:
         raise UserError(f"{path} holds no tensors: save model.state_dict()")
-    return {key: _to_numpy(value) for key, value in _without_prefixes(content).items()}
+    return {key: _to_numpy(path, key, value) for key, value in _without_prefixes(content).items()}
 
 
 def save_file(path, state_dict):
@@ -71,14 +72,14 @@ def save_file(path, state_dict):
 
 def check_target(path):
     """Return a path that `save_file` may write, as a Path; UserError by its suffix or folder."""
-    return run_folder.check_target(_checked(path))
+    return run_folder.check_target(_checked(path, SUFFIXES))
 
 
-def _checked(path):
+def _checked(path, suffixes):
     path = pathlib.Path(path)
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in suffixes:
         raise UserError(f"{path} is not a file of weights: expected a name that ends in "
-                        f"{', '.join(SUFFIXES)}")
+                        f"{', '.join(suffixes)}")
     return path
 
 
@@ -178,9 +179,13 @@ def _without_prefixes(state_dict):
     return state_dict
 
 
-def _to_numpy(value):
-    if hasattr(value, "detach"):
-        value = value.detach()
-        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+def _to_numpy(path, key, value):
+    if not hasattr(value, "detach"):
+        return value
+    value = value.detach()
+    value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    try:
         return value.numpy()
-    return value
+    except (TypeError, RuntimeError, NotImplementedError) as error:  # float8, sparse, meta
+        raise UserError(f"{path} holds {key} as {value.dtype}, {value.layout}, on {value.device}, "
+                        "which is not read: save it dense and in float32") from error

@@ -65,6 +65,10 @@ def test_normalize_goes_after_images_and_before_the_batch():
 
 @pytest.mark.parametrize("spec, parts", [
     ("rotate(5)", ["unknown augmentation 'rotate'", "did you mean 'rotation'", "there are"]),
+    ("RandomCrop(32)", ["torchvision's is crop(padding", "there are: rotation"]),
+    ("random_horizontal_flip", ["torchvision's is flip(p=0.5) here"]),
+    ("crop({[]: 1})", ["arguments are literal", "usage: crop("]),
+    ("cutout(1)", ["length is a whole number >= 2"]),
     ("xyzzy", ["unknown augmentation 'xyzzy'", "there are: rotation"]),
     ("crop", ["crop", "missing", "usage: crop(padding, padding_mode='constant', size=0)"]),
     ("crop(2.5)", ["crop(2.5)", "whole number", "usage: crop("]),
@@ -94,6 +98,7 @@ def test_bad_specifications_say_what_is_wrong(spec, parts):
 
 
 def test_describe_has_a_line_for_each_operation():
+    assert "14x14 pixels" in augment.describe("cutout(15)")[0]
     lines = augment.describe("rotation(5)|flip|crop(2)|autoaugment|random_erasing|mixup(0.2)")
     assert len(lines) == 7
     parts = ["[-5, 5] degrees", "p=0.5", "padding 2 (zeros)", "25 sub-policies", "0.02 to 0.33",

@@ -160,6 +160,7 @@ def test_configuration_files_stay_short_and_say_how_to_run_them():
     ({"early_stopping": {"window": 4}, "val_size": 0}, "config.early_stopping.window = 4"),
     ({"early_stopping": {"window": -1}}, "config.early_stopping.window = -1: must be 0 or more"),
     ({"bn_sync": "replica"}, "config.num_devices = 0: must be given with bn_sync"),
+    ({"ema_warmup": False}, "config.ema_warmup = False: must be True where config.ema_decay = 0"),
     ({"label_smoothing": 1.0}, r"config.label_smoothing = 1.0: must be in \[0, 1\)"),
 ])
 def test_a_wrong_value_is_named(change, message):
@@ -188,8 +189,10 @@ def test_a_wrong_value_is_named(change, message):
     ({"schedule.name": "one_cycle", "schedule.max_momentum": 0.9},
      "config.schedule.max_momentum = 0.9 has no effect without config.schedule.cycle_momentum"),
     ({"schedule.monitor": "val_accuracy"}, "has no effect without config.schedule.name = \"plateau\""),
+    ({"model.pool": 0}, "model 'resnet5m' cannot be built: ZeroDivisionError, .*is an option of it 0"),
     ({"model.pool": 40}, "model 'resnet5m' cannot be built: pooling window .40, 1. is larger"),
     ({"model.blocks": (1, 1)}, "resnet: its options name different numbers of stages"),
+    ({"augment": "crop(28)"}, r"padding 28 is more than half .*RandomCrop.28. is crop.0, size=28."),
     ({"augment": "crop(4, size=64)"}, "size 64 is larger than the padded image of 32x32"),
     ({"augment": "resize(40)", "eval_transform": "resize(48)", "model.pool": 2},
      "has other parameters for training images of .40, 40. than for held-out ones of .48, 48."),

@@ -43,12 +43,16 @@ def test_preparation_leaves_the_cache_ready(ten, monkeypatch):
 def test_the_cache_of_a_folder_that_was_prepared_again_is_rebuilt(ten, tmp_path, monkeypatch):
     _, _, root = ten
     old = [p.name for p in (root / cache.CACHE_FOLDER).glob("cifar10-*")]
+    other = root / cache.CACHE_FOLDER / "cifar10-small-0123456789abcdef"
+    other.mkdir()
     for path in (root / "cifar10" / "3.0.2").iterdir():
         path.unlink()
     (root / "cifar10" / "3.0.2").rmdir()
     spec, splits = fakes.install(monkeypatch, tmp_path, seed=1)
     prepare("cifar10", str(fakes.write_binary(tmp_path, spec, splits)), root)
     fakes.assert_holds(data.load("cifar10", root), splits)
+    assert other.is_dir(), "that of another data set"
+    other.rmdir()
     new = [p.name for p in (root / cache.CACHE_FOLDER).glob("cifar10-*")]
     assert len(old) == len(new) == 1 and old != new
 

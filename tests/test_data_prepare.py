@@ -327,6 +327,27 @@ def test_a_data_set_of_one_s_own_takes_a_spec_and_image_folders(monkeypatch, tmp
     assert loaded.class_names == ("cat", "dog") and len(loaded.test_labels) == 4
     order = np.argsort(splits["train"].labels, kind="stable")  # by class, then by file name
     np.testing.assert_array_equal(loaded.train_images, splits["train"].images[order])
+    newer = dataclasses.replace(spec, version="1.1.0")  # has other images: the old ones do not serve
+    monkeypatch.setitem(specs.SPECS, "pets", newer)
+    with pytest.raises(UserError, match="pets is not prepared"):
+        data.load("pets", out)
+    second = fakes.write_images(tmp_path / "second", newer, fakes.fake_splits(newer, seed=1))
+    assert run("pets", str(second), out) == out / "pets" / "1.1.0"
+    assert (data.load("pets", out).train_images != loaded.train_images).any()
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"test_per_class": 0}, "at least one image of each class"),
+    ({"class_names": ["cat"]}, "two class_names or more"),
+    ({"mean": (120, 110, 100)}, "mean = .120, 110, 100. is not of pixels in .0, 1."),
+    ({"name": "dogs"}, "SPECS.'pets'. .* has the name 'dogs'"),
+])
+def test_a_spec_that_cannot_be_is_named(fields, message, monkeypatch):
+    fields = {"name": "pets", "version": "1.0.0", "class_names": ["cat", "dog"], "train_per_class": 3,
+              "test_per_class": 2} | fields
+    with pytest.raises(UserError, match=message):
+        monkeypatch.setitem(specs.SPECS, "pets", specs.DatasetSpec(**fields))
+        specs.get_spec("pets")
 
 
 def test_the_folder_of_a_class_is_found_however_its_name_is_written(monkeypatch, tmp_path):

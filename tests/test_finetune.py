@@ -310,7 +310,8 @@ def test_rematerialisation_changes_memory_not_gradients(model, options):
     ({"lr_multipliers": "fc=0.1; conv1=0.2"}, "'conv1' matches no trained parameter"),
     ({"trainable": "", "frozen_batch_norm": "running"}, "must be \"batch\" where nothing is frozen"),
     ({"frozen_batch_norm": "eval"}, "there are: batch, running"),
-    ({"augment": "resize(64)|crop(0, size=48)"}, "of 48x48 in training and of 64x64 in evaluation"),
+    ({"augment": "resize(64)|crop(0, size=48)"}, "of 48x48 in training and of 64x64 in evaluation.*"
+                                                 r"'resize\(64\)\|center_crop\(48\)'$"),
     ({"eval_transform": "flip"}, "flip is random"),
 ])
 def test_what_cannot_be_is_named(fields, message):

@@ -101,7 +101,9 @@ def test_weights_of_another_model_are_refused(tmp_path):
 def test_what_is_wrong_with_the_weights_names_the_field(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "weights.safetensors").write_bytes(b"")
+    (tmp_path / "weights.npz").write_bytes(b"")
     for source, reason in ((tmp_path / "folder", "is not a run folder"),
+                           (tmp_path / "weights.npz", "is not a file of weights"),
                            (tmp_path / "weights.safetensors", "is damaged")):
         with pytest.raises(UserError, match=f"^config.init_from = '{source}': .*{reason}"):
             started(configured(source))

@@ -307,11 +307,13 @@ def test_what_is_not_plain_rgb(tmp_path):
     assert saved(image, "fine.jpeg").shape == (32, 32, 3)
 
 
-@pytest.mark.parametrize("content", [b"", b"GIF89a", "cut"])
+@pytest.mark.parametrize("content", [b"", b"GIF89a", "cut", "no pixels"])
 def test_a_file_that_is_no_image_is_named(content, tmp_path):
     file = io.BytesIO()
     Image.fromarray(DATA.test_images[0]).save(file, "png")
-    (tmp_path / "3.png").write_bytes(file.getvalue()[:900] if content == "cut" else content)
+    png = file.getvalue()  # 8 bytes, the header's chunk of 25, ..., the end's of 12
+    shortened = {"cut": png[:900], "no pixels": png[:33] + png[-12:]}
+    (tmp_path / "3.png").write_bytes(shortened.get(content, content))
     with pytest.raises(UserError, match=r"3\.png: is no readable PNG or JPEG \(.+\); replace") as e:
         png_stream.read_image(tmp_path / "3.png")
     assert "BytesIO" not in str(e.value) and str(e.value).count("3.png") == 1

@@ -74,6 +74,22 @@ def test_every_difference_is_listed_in_one_error():
     assert message.count(";") == 2 and "\n" not in message
 
 
+@pytest.mark.parametrize("extra", [{}, {"criterion.weight": torch.ones(7)}])
+def test_a_part_that_all_keys_share_is_named_alone(extra):
+    state_dict = {f"net.{key}": value for key, value in small_twin().state_dict().items()} | extra
+    with pytest.raises(UserError, match=r"its keys begin with 'net.'. Save it without that") as raised:
+        torch_weights.from_torch("resnet5m", state_dict, num_classes=7, **SMALL)
+    advice = str(raised.value).partition("without that: ")[2]
+    stripped = eval(advice, {"state_dict": state_dict})  # what the message says to do
+    torch_weights.from_torch("resnet5m", stripped, num_classes=7, **SMALL)
+
+
+def test_a_long_list_of_differences_is_cut():
+    state_dict = small_twin().state_dict() | {f"extra.{i}": torch.zeros(1) for i in range(23)}
+    with pytest.raises(UserError, match="unexpected extra.19 .1,.; and 3 more$"):
+        torch_weights.from_torch("resnet5m", state_dict, num_classes=7, **SMALL)
+
+
 def test_variables_of_another_model_are_refused():
     variables = small_variables()
     with pytest.raises(UserError, match=r"linear/kernel has shape \(6, 7\), expected \(6, 10\)"):

@@ -38,7 +38,7 @@ def batches():
 
 
 def torch_trajectory(make_optimizer, *, label_smoothing=0.0, max_grad_norm=0.0, accumulate_steps=1,
-                     ema_decay=0.0, make_scheduler=None):
+                     ema_decay=0.0, ema_warmup=True, make_scheduler=None):
     """Train the twin; return its start, end and averaged state_dicts and its losses [50].
 
     make_optimizer: list of parameters -> torch optimizer. make_scheduler: optimizer -> scheduler.
@@ -64,7 +64,7 @@ def torch_trajectory(make_optimizer, *, label_smoothing=0.0, max_grad_norm=0.0, 
         optimizer.zero_grad()
         if scheduler:
             scheduler.step()
-        weight = 1 - timm_decay(ema_decay, i // accumulate_steps, warmup=True)
+        weight = 1 - timm_decay(ema_decay, i // accumulate_steps, warmup=ema_warmup)
         for key, value in twin.state_dict().items():
             average[key] = torch.lerp(average[key].float(), value.float(), weight)
     return start, twin.state_dict(), average, np.array(losses)
@@ -139,11 +139,13 @@ def test_fifty_steps_with_every_option_follow_torch():
 
 
 def test_fifty_steps_of_a_cycle_follow_torch():
-    start, end, _, losses = torch_trajectory(
+    options = {"ema_decay": 0.95, "ema_warmup": False}
+    start, end, average, losses = torch_trajectory(
         lambda p: torch.optim.SGD(p, 0.02, momentum=0.9, nesterov=True),
-        make_scheduler=lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.04, total_steps=STEPS))
+        make_scheduler=lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.04, total_steps=STEPS), **options)
     optimizer = {"name": "sgd", "momentum": 0.9, "nesterov": True, "learning_rate": 0.04}
-    _, our_end, _, our_losses = jax_trajectory(
-        optimizer, start, schedule__name="one_cycle", schedule__cycle_momentum=True)
+    _, our_end, our_average, our_losses = jax_trajectory(
+        optimizer, start, schedule__name="one_cycle", schedule__cycle_momentum=True, **options)
     np.testing.assert_allclose(our_losses, losses, rtol=2e-3)
     assert_close(our_end, end, start)
+    assert_close(our_average, average, start)

@@ -94,9 +94,10 @@ def test_the_bytes_that_we_write_are_the_formats(tmp_path):
 ])
 def test_the_state_dict_in_a_checkpoint_is_found(wrap, tmp_path):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    torch.save(wrap(model.state_dict()), tmp_path / "w.pth")
     expected = {key: value.numpy() for key, value in model.state_dict().items()}
-    assert_same(weight_files.load_file(tmp_path / "w.pth"), expected)
+    for name in ("w.pth", "model_best.pth.tar", "last.ckpt", "pytorch_model.bin"):
+        torch.save(wrap(model.state_dict()), tmp_path / name)
+        assert_same(weight_files.load_file(tmp_path / name), expected)
 
 
 def test_parameters_and_bfloat16_of_torch(tmp_path):
@@ -159,7 +160,8 @@ GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 
 @pytest.mark.parametrize(("name", "write", "message"), [
-    ("w.bin", lambda path: path.write_bytes(b"1"), "is not a file of weights: expected a name"),
+    ("w.npz", lambda path: path.write_bytes(b"1"), "is not a file of weights: expected a name"),
+    ("w.tar", lambda path: path.write_bytes(b"1"), "is damaged"),
     ("w.pth", lambda path: None, "no file .*w.pth"),
     ("w.pth", lambda path: path.write_bytes(b""), "is damaged"),
     ("w.pth", lambda path: path.write_bytes(b"not a checkpoint at all"), "is damaged"),
@@ -169,6 +171,9 @@ GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     ("w.pth", torch_file([torch.zeros(2)]), "holds no state_dict but a list"),
     ("w.pth", torch_file({"epoch": 3}), "'epoch' is a int, not a tensor"),
     ("w.pth", torch_file({}), "holds no tensors"),
+    ("w.pth", torch_file({0: torch.ones(2)}), "0 is a Tensor, not a tensor with a name"),
+    ("w.pth", torch_file({"a": torch.ones(2).to(torch.float8_e4m3fn)}), "a as torch.float8_e4m3fn"),
+    ("w.pth", torch_file({"a": torch.eye(2).to_sparse()}), "a as .*sparse.*: save it dense"),
     ("w.safetensors", lambda path: path.write_bytes(b""), "is damaged"),
     ("w.safetensors", cut("good.safetensors", 0.1), "is damaged"),
     ("w.safetensors", cut("good.safetensors", 0.9), "is damaged .it is cut short"),

@@ -13,6 +13,7 @@ draw nothing, and apply to held-out images too (`evaluation`).
 import ast
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,9 @@ REGISTRY = {
 _NAMES = {op: name for name, op in REGISTRY.items()}
 _MIXING = (mixing.Mixup, mixing.Cutmix)
 _SIZING = (Resize, CenterCrop)  # without any randomness
+_TORCHVISION = {"randomcrop": "crop", "randomhorizontalflip": "flip", "horizontalflip": "flip",
+                "randomrotation": "rotation", "trivialaugmentwide": "trivialaugment",
+                "totensor": "normalize", "toimage": "normalize"}
 
 
 def signature(name):
@@ -91,11 +95,11 @@ def _make(node):
                         "operations are separated by |, such as 'flip|crop(4)'")
     name = call.func.id
     if name not in REGISTRY:
-        raise UserError(unknown("augmentation", name, REGISTRY))
+        raise UserError(_unknown(name))
     try:
         arguments = [_literal(argument) for argument in call.args]
         keywords = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
-    except ValueError:
+    except (ValueError, TypeError):  # no literal, an unhashable key
         raise UserError(f"augmentation {text}: arguments are literal numbers, strings or tuples; "
                         f"usage: {signature(name)}") from None
     try:
@@ -105,6 +109,15 @@ def _make(node):
     except TypeError as error:
         why = str(error).split("__init__() ")[-1]
         raise UserError(f"augmentation {text}: {why}; usage: {signature(name)}") from None
+
+
+def _unknown(name):
+    """Return the message for an unknown name; torchvision's get their counterpart."""
+    here = _TORCHVISION.get(re.sub("[-_ ]", "", name.lower()))
+    if here:
+        return (f"unknown augmentation {name!r}: torchvision's is {signature(here)} here; there are: "
+                f"{', '.join(REGISTRY)}")
+    return unknown("augmentation", name, REGISTRY)
 
 
 def _is_uint8(value):
@@ -156,6 +169,15 @@ def describe(spec):
     Raises UserError as `parse`.
     """
     return [op.describe() for op in parse(spec)]
+
+
+def centered(spec, shape):
+    """Return the specification of the middle, of shape (H, W, C), of images that `spec` crops from.
+
+    What held-out images are to random square crops of the training images: resized as those, uncut.
+    """
+    sizing = [ast.unparse(node) for node in _terms(spec) if isinstance(_make(node), _SIZING)]
+    return "|".join([*sizing, f"center_crop({shape[0]})"])
 
 
 @dataclasses.dataclass(frozen=True)

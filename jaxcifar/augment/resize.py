@@ -57,8 +57,9 @@ def taps(size, new_size, interpolation):
 def resize(images, size, interpolation="bilinear"):
     """Return uint8 [..., H', W', C] of uint8 [..., H, W, C]: PIL.Image.resize, bit for bit.
 
-    size: (H', W'); interpolation: bilinear or bicubic (a = -0.5), antialiased as in Pillow. Where
-    one side shrinks and the other grows, Pillow's order of the passes may differ: a few levels.
+    size: (H', W'); interpolation: bilinear or bicubic (a = -0.5), antialiased as in Pillow. Not
+    square to square: recent versions of Pillow may take columns first where the height shrinks by
+    more than the width, and then differ by 1 level (bilinear) or up to about 20 (bicubic, of noise).
     """
     for axis in (-2, -3):  # rows first, as Pillow
         new_size = size[axis + 3]

@@ -126,9 +126,10 @@ class Crop:
 
     def output_shape(self, shape):
         """Return (H', W', C) of an image of shape (H, W, C); UserError where it is too small."""
-        if self.padding >= min(shape[:2]):
-            raise UserError(f"crop: padding {self.padding} needs larger images than {shape[0]}x"
-                            f"{shape[1]}; torchvision's RandomCrop(32, padding=4) is crop(4)")
+        if self.padding > min(shape[:2]) // 2:
+            raise UserError(f"crop: padding {self.padding} is more than half of an image of {shape[0]}x"
+                            f"{shape[1]}; torchvision's RandomCrop(32, padding=4) is crop(4), its "
+                            "RandomCrop(28) is crop(0, size=28)")
         if self.size > min(shape[:2]) + 2 * self.padding:
             raise UserError(f"crop: size {self.size} is larger than the padded image of {shape[0]}x"
                             f"{shape[1]}")
@@ -358,7 +359,7 @@ class Cutout:
     on_normalized: ClassVar[bool] = True
 
     def __post_init__(self):
-        _require(_is_count(self.length) and self.length >= 1, "length is a whole number >= 1")
+        _require(_is_count(self.length) and self.length >= 2, "length is a whole number >= 2")
 
     def sample(self, key, shape):
         uniform = jax.random.uniform(key, (2,))
@@ -370,4 +371,5 @@ class Cutout:
         return View(ops.erase(view.read(), *parameters))
 
     def describe(self):
-        return f"cutout, {self.length}x{self.length} pixels set to 0"
+        side = self.length // 2 * 2
+        return f"cutout, {side}x{side} pixels set to 0 (black; after normalize: the mean)"

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -89,7 +90,7 @@ def _save(path, array):
 
 
 def _remove_others(spec, target):
-    for other in target.parent.glob(f"{spec.name}-*"):
-        if other != target:
+    for other in target.parent.glob(f"{spec.name}-*"):  # "pets-small-..." is another data set's
+        if other != target and re.fullmatch("[0-9a-f]{16}", other.name.removeprefix(f"{spec.name}-")):
             with contextlib.suppress(OSError):
                 shutil.rmtree(other)

@@ -26,8 +26,7 @@ def resolve_data_dir(data_dir: str | os.PathLike | None) -> pathlib.Path:
 def prepared_folder(spec: DatasetSpec, root: pathlib.Path) -> pathlib.Path | None:
     """Return the folder `root/name/version` that TFDS prepared, the newest version, or None.
 
-    A generated dataset must have exactly the version of its spec; CIFAR's images are the same in
-    all.
+    CIFAR's images are the same in all versions; any other data set must have that of its spec.
     """
     found = []
     with contextlib.suppress(OSError):
@@ -35,7 +34,7 @@ def prepared_folder(spec: DatasetSpec, root: pathlib.Path) -> pathlib.Path | Non
             complete = all((folder / f).is_file() for f in ("dataset_info.json", "features.json"))
             if re.fullmatch(r"\d+\.\d+\.\d+", folder.name) and complete:
                 found.append(folder)
-    if spec.generated:
+    if not spec.archives:
         found = [folder for folder in found if folder.name == spec.version]
     return max(found, key=lambda f: [int(n) for n in f.name.split(".")], default=None)
 

@@ -93,7 +93,8 @@ def read_image(path, formats=_FORMATS):
                                 "it as 8-bit RGB")
             as_it_is = image.mode == "RGB" and "transparency" not in image.info
             return np.asarray(image if as_it_is else _to_rgb(image, path))
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError,  # no pixels: an empty tile list
+            Image.DecompressionBombError) as error:
         raise DataError(f"{path}: is no readable {', '.join(formats[:-1])} or {formats[-1]} "
                         f"({_reason(error)}); replace the file") from error
 

@@ -57,6 +57,16 @@ class DatasetSpec:
     description: str = ""
     homepage: str = ""
 
+    def __post_init__(self):
+        """Raise DataError for what no data set can have; lists of names become tuples."""
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        if len(self.class_names) < 2 or min(self.train_per_class, self.test_per_class) < 1:
+            raise DataError(f"DatasetSpec {self.name!r}: give two class_names or more, and at least one "
+                            "image of each class in both splits (train_per_class, test_per_class)")
+        if self.mean is not None and not all(0 <= value <= 1 for value in self.mean):
+            raise DataError(f"DatasetSpec {self.name!r}: mean = {self.mean} is not of pixels in [0, 1]; "
+                            "None leaves it unchecked")
+
     @property
     def num_classes(self) -> int:
         """Return the number of classes."""
@@ -83,6 +93,9 @@ class SplitArrays:
 def get_spec(name: str) -> DatasetSpec:
     """Return the spec of a dataset; DataError with the nearest name for an unknown one."""
     if name in SPECS:
+        if SPECS[name].name != name:
+            raise DataError(f"SPECS[{name!r}] of jaxcifar/data/specs.py has the name "
+                            f"{SPECS[name].name!r}: give it that of its key")
         return SPECS[name]
     raise DataError(f"{unknown('dataset', name, SPECS)}; one of your own is a DatasetSpec in SPECS of "
                     "jaxcifar/data/specs.py")

@@ -2,9 +2,10 @@
 
 Source: Gastaldi 2017, "Shake-Shake regularization" (arXiv 1705.07485) and its published code:
 structure, initialisation, and coefficients drawn for every image in both passes ("S-S-I"). Names
-follow owruby/shake-shake_pytorch, which leaves out the stem's BatchNorm (bn_in). The second path of
-a shortcut is shifted up and left, as there and in AutoAugment's code, so that a strided one meets
-no padding; Gastaldi's shifts it down and right.
+follow owruby/shake-shake_pytorch, which leaves out the stem's BatchNorm (bn_in) and gives its
+convolution a bias, so that its files of weights do not fit. The second path of a shortcut is shifted
+up and left, as there and in AutoAugment's code, so that a strided one meets no padding; Gastaldi's
+shifts it down and right.
 """
 
 import functools
