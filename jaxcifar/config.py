@@ -261,7 +261,8 @@ def validate(config):
     for field in ("seed", "split_seed"):
         _require(config[field] < 2**32, field, config[field], "below 2**32")
     for field in ("mean", "std"):
-        _require(len(config[field]) == 3, field, config[field], "three numbers, one per channel")
+        _require(len(config[field]) == 3 and all(isinstance(v, int | float) for v in config[field]),
+                 field, config[field], "three numbers, one per channel")
     _require(all(0 <= value <= 1 for value in config.mean), "mean", config.mean,
              "of pixels in [0, 1], not of 0 to 255")
     _require(all(0 < value <= 1 for value in config.std), "std", config.std,
@@ -273,8 +274,8 @@ def validate(config):
     _require(config.ema_decay or config.ema_warmup, "ema_warmup", config.ema_warmup,
              "True where config.ema_decay = 0 averages nothing")
     rate, decay = config.optimizer.learning_rate, config.optimizer.weight_decay
-    _require(rate >= 0 and math.isfinite(rate), "optimizer.learning_rate", rate, "0 or more")
-    _require(decay >= 0 and math.isfinite(decay), "optimizer.weight_decay", decay, "0 or more")
+    _require(rate >= 0, "optimizer.learning_rate", rate, "0 or more")
+    _require(decay >= 0, "optimizer.weight_decay", decay, "0 or more")
     for field in ("patience", "cooldown", "warmup_epochs"):
         _require(config.schedule[field] >= 0, f"schedule.{field}", config.schedule[field],
                  "0 or more")
@@ -341,6 +342,8 @@ def _check_fields(config, declared, prefix):
             same = isinstance(config[key], bool) == isinstance(declared[key], bool)
             _require(same and config[key] is not None, prefix + key, config[key],
                      f"of type {type(declared[key]).__name__}, as its default {declared[key]!r}")
+            _require(not isinstance(config[key], float) or math.isfinite(config[key]), prefix + key,
+                     config[key], "a finite number")
     for key in declared:
         if key not in config:
             raise UserError(f"config field '{prefix}{key}' is missing; start from "

@@ -23,7 +23,7 @@ import numpy as np
 from absl import app, flags
 from jax.experimental import topologies
 
-from jaxcifar import command, epoch, logs, trace, train
+from jaxcifar import command, epoch, logs, run_folder, trace, train
 from jaxcifar import main as main_lib
 from jaxcifar.data import specs
 from jaxcifar.errors import UserError
@@ -33,6 +33,7 @@ from jaxcifar.task import create_task
 
 _OUT = flags.DEFINE_string("out", "", "File for the optimised HLO; none is written without.")
 _SHOWN = 10
+_FIXED = {"deterministic": False, "cuda_graphs": "default"}  # fields of flags that are not set here
 # XLA measures no kernels, so that what it chooses is the same every time.
 _REPEATABLE = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
 # XLA's GpuTargetConfigProto, of NVIDIA's figures
@@ -127,6 +128,9 @@ def _speedrun(config):
 def _data(config):
     spec = specs.get_spec(config.dataset)
     count = spec.count("train") - config.val_size
+    if count < 1:
+        raise UserError(f"config.val_size = {config.val_size} leaves none of the {spec.count('train'):,} "
+                        "training images")
     return {"images": np.empty((count, *specs.IMAGE_SHAPE), np.uint8),
             "labels": np.empty(count, np.int32)}, spec.num_classes
 
@@ -173,6 +177,12 @@ def main(argv):
 
 def _print(config):
     main_lib.refuse_flags_of_a_run("here, where nothing is trained")
+    for field, usual in _FIXED.items():
+        if config[field] != usual:
+            raise UserError(f"config.{field} = {config[field]!r} changes nothing here: leave it at "
+                            f"{usual!r}")
+    if _OUT.value:
+        run_folder.check_target(_OUT.value)
     (training.check if config.speedrun.epochs else train.check)(config)
     configure()
     jax.config.update("jax_default_matmul_precision",
@@ -186,8 +196,7 @@ def _print(config):
     print(f"\nmemory: {memory.argument_size_in_bytes / 1e6:.0f} MB of data and state, "
           f"{memory.temp_size_in_bytes / 1e6:.0f} MB of temporaries")
     if _OUT.value:
-        with open(_OUT.value, "w", encoding="utf-8") as file:
-            file.write(text)
+        run_folder.write_atomic(_OUT.value, text)
 
 
 if __name__ == "__main__":

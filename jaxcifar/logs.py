@@ -20,7 +20,7 @@ import textwrap
 import time
 
 from jaxcifar import event_files, run_folder
-from jaxcifar.errors import UserError
+from jaxcifar.errors import first_line
 
 _REFRESH_SECONDS = 0.5  # how often the bar asks the device for a loss, at most
 _TABLE_ROWS = 40
@@ -140,15 +140,17 @@ class RunLog:
         for what, future in self._meanwhile.items():
             try:
                 future.result()
-            except UserError as error:
-                self.print(f"{what} is missing: {error}")
+            except Exception as error:  # whatever it is: the run goes on without it
+                self.print(f"{what} is missing: {first_line(error)}")
         self._meanwhile.clear()
 
     def close(self):
         """Wait for what was begun `meanwhile`; close the event file."""
-        self.wait()
-        if self._events is not None:
-            self._events.close()
+        try:
+            self.wait()
+        finally:
+            if self._events is not None:
+                self._events.close()
 
 
 class Progress:

@@ -132,6 +132,8 @@ def main(argv):
         exit_with(error, error.exit_code)
     except train.Interrupted as error:
         exit_with(f"{error}; the same command goes on from here", 128 + error.signum, "")
+    except KeyboardInterrupt:  # where nothing handles it: a profile
+        exit_with("\nstopped", 130, "")
     return 0
 
 

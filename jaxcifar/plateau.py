@@ -61,8 +61,8 @@ class Plateau:
         if state.threshold_mode not in ("rel", "abs"):
             mode = state.threshold_mode
             raise UserError(f"plateau threshold_mode is {mode!r}: expected 'rel' or 'abs'")
-        if state.factor >= 1:
-            raise UserError(f"plateau factor is {state.factor}: expected less than 1")
+        if not 0 <= state.factor < 1:
+            raise UserError(f"plateau factor is {state.factor}: expected 0 or more and less than 1")
         worst = np.inf if state.mode == "min" else -np.inf
         return state.replace(best_bits=_to_bits(np.full(rate.shape, worst)))
 

@@ -72,14 +72,13 @@ class Programs:
         return {"sums": sums,
                 "confusion": np.sum([p["confusion"] for p in parts], axis=0)}
 
-    def compile(self, state, data, held_out, step_in_epoch=0, *, whole_epoch=True,
-                last_epoch=False):
+    def compile(self, state, data, held_out, step_in_epoch=0, *, whole_epoch=True, epochs_left=2):
         """Compile every program that training from step `step_in_epoch` of an epoch on needs.
 
-        last_epoch: no other follows. With whole_epoch=False: those of the epoch's next call, and of
-        evaluation.
+        epochs_left: with the one under way; 0: evaluation's only. With whole_epoch=False: those of
+        the epoch's next call, and of evaluation.
         """
-        starts = (step_in_epoch, 0) if whole_epoch and not last_epoch else (step_in_epoch,)
+        starts = (step_in_epoch, 0)[:min(epochs_left, 2 if whole_epoch else 1)]
         permutation, wanted = self.permutation(state), {}
         for step in starts:
             while (call := self.steps_at(step))[0]:

@@ -31,6 +31,15 @@ def writing(path):
                         "choose a place that is writable and has space left") from error
 
 
+def make(folder):
+    """Make a folder, unless it is there; UserError if it cannot be, or is not writable."""
+    folder = pathlib.Path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write to {folder}: choose another folder")
+
+
 def check_target(path):
     """Return `path` as a Path, once it is clear that a file can be written there.
 

@@ -62,6 +62,13 @@ def _require(condition, message):
         raise UserError(message)
 
 
+def _require_rates(schedule, *names):
+    """Raise UserError for a rate, or a factor of it, below 0: it would climb the loss."""
+    for name in names:
+        value = getattr(schedule, name)
+        _require(0 <= value < math.inf, f"{name} is {value}: expected 0 or more, and finite")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
     """A learning rate as a function of the step; this class itself is the constant rate.
@@ -124,6 +131,7 @@ class Cosine(_PerEpoch):
 
     def __post_init__(self):
         _require(self.t_max >= 1, f"t_max is {self.t_max}: expected 1 epoch or more")
+        _require_rates(self, "eta_min")
 
     def _factor(self, epoch):
         return np.cos(np.pi * (epoch % (2 * self.t_max)) / (2 * self.t_max)) ** 2
@@ -141,6 +149,7 @@ class Step(_PerEpoch):
 
     def __post_init__(self):
         _require(self.step_size >= 1, f"step_size is {self.step_size}: expected 1 epoch or more")
+        _require_rates(self, "gamma")
 
     def _factor(self, epoch):
         return self.gamma ** (epoch // self.step_size)
@@ -155,6 +164,7 @@ class MultiStep(_PerEpoch):
 
     def __post_init__(self):
         object.__setattr__(self, "milestones", tuple(sorted(self.milestones)))  # hashable
+        _require_rates(self, "gamma")
 
     def _factor(self, epoch):
         return self.gamma ** np.searchsorted(self.milestones, epoch, side="right").astype(float)
@@ -165,6 +175,9 @@ class Exponential(_PerEpoch):
     """torch ExponentialLR: times `gamma` every epoch."""
 
     gamma: float
+
+    def __post_init__(self):
+        _require_rates(self, "gamma")
 
     def _factor(self, epoch):
         return self.gamma**epoch
@@ -193,6 +206,9 @@ class CosineStep(Schedule):
 
     eta_min: float = 0.0
 
+    def __post_init__(self):
+        _require_rates(self, "eta_min")
+
     def _rate(self, base_lr, step, steps_per_epoch, total_epochs):
         ends = self._ends(steps_per_epoch, total_epochs)
         return _anneal("cos", step, ends, (base_lr, self.eta_min))
@@ -206,6 +222,9 @@ class Linear(Schedule):
     """
 
     end_factor: float = 0.0
+
+    def __post_init__(self):
+        _require_rates(self, "end_factor")
 
     def _rate(self, base_lr, step, steps_per_epoch, total_epochs):
         ends = self._ends(steps_per_epoch, total_epochs)
@@ -226,6 +245,7 @@ class Triangular(Schedule):
 
     def __post_init__(self):
         _require(0 < self.peak < 1, f"peak is {self.peak}: expected a fraction between 0 and 1")
+        _require_rates(self, "start_factor", "end_factor")
 
     def _rate(self, base_lr, step, steps_per_epoch, total_epochs):
         total = steps_per_epoch * total_epochs
@@ -254,6 +274,9 @@ class OneCycle(Schedule):
 
     def __post_init__(self):
         _require(0 <= self.pct_start <= 1, f"pct_start is {self.pct_start}: expected 0 to 1")
+        _require_rates(self, "div_factor", "final_div_factor")
+        _require(self.div_factor and self.final_div_factor,
+                 "div_factor and final_div_factor divide the rate: expected numbers above 0")
         _require(
             self.anneal_strategy in ("cos", "linear"),
             f"unknown anneal_strategy {self.anneal_strategy!r}: choose 'cos' or 'linear'",

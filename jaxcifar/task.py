@@ -114,10 +114,14 @@ def create_task(config, num_train, num_classes):
     schedule, plateau_state = _schedule(config)
     tx = _optimizer(config)
     jax.eval_shape(tx.init, shapes["params"])  # where a pattern of its options matches nothing
-    return Task(
+    task = Task(
         config=config, model=model, tx=tx, schedule=schedule, plateau=plateau_state,
         augment=augmentation, normalize=evaluation, num_classes=num_classes, num_train=num_train,
         frozen_norms=_frozen_norms(config, shapes))
+    if config.epochs * task.steps_per_epoch >= 2**31:  # steps are counted in int32
+        raise UserError(f"config.epochs = {config.epochs:,} are {config.epochs * task.steps_per_epoch:,} "
+                        "steps, of which there can be 2**31 - 1: give fewer epochs or larger batches")
+    return task
 
 
 def _optimizer(config):

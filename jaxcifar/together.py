@@ -89,10 +89,10 @@ class Member:
         with self.named():
             train.check_finite(self.run, self.programs, self.live)
 
-    def save(self):
-        """Save the state; raises NonFiniteLoss as `train.save`."""
+    def save(self, how=train.save):
+        """Save the state by `how`, train.save or save_trained; raises NonFiniteLoss as they do."""
         with self.named():
-            self.state = train.save(self.run, self.programs, self.live, self.state)
+            self.state = how(self.run, self.programs, self.live, self.state)
 
     def close(self):
         """Finish writing."""
@@ -223,7 +223,7 @@ def fit(shared, seeds, workdir, *, stop=lambda: 0, stream=None):
                 signum = _train_epoch(group, together, len(seeds), shared, stop)
                 if signum:
                     for member in pending:
-                        member.save()
+                        member.save(train.save_trained)
                         member.close()
                     raise train.Interrupted(signum)
         except train.NonFiniteLoss:

@@ -33,7 +33,7 @@ class Summary:
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; its state is saved. `signum` is the signal's number."""
+    """A signal asked the run to stop; what it trained is saved. `signum` is the signal's number."""
 
     def __init__(self, signum):
         super().__init__(f"interrupted by signal {signum}")
@@ -77,16 +77,20 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None, cache=None, after_epoch
         programs = cache.programs(task, devices) if cache else Programs(task, devices)
         train_data, held_out = devices.replicate((arrays.train, arrays.held_out))
         live = devices.replicate(state.on_device())
+        epoch = int(state.epoch)
+
+        def is_over():
+            return epoch >= config.epochs or selection.should_stop(state.history, epoch, config)
+
         with watch.section("compile"):
             programs.compile(live, train_data, held_out,
-                             int(state.step) - int(state.epoch) * task.steps_per_epoch,
-                             last_epoch=int(state.epoch) + 1 >= config.epochs)
+                             int(state.step) - epoch * task.steps_per_epoch,
+                             epochs_left=0 if is_over() else config.epochs - epoch)
         run.log.print(f"compiled in {watch.sections['compile']:.1f} s")
         if parallel.is_primary():
             run.log.meanwhile("samples.png", run_report.samples, *pictured)
 
-        epoch = int(state.epoch)
-        while epoch < config.epochs and not selection.should_stop(state.history, epoch, config):
+        while not is_over():
             lap = logs.Stopwatch()
             first_step = int(state.step) - epoch * task.steps_per_epoch
             with run.log.progress(total_steps=task.steps_per_epoch, first_step=first_step,
@@ -95,7 +99,7 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None, cache=None, after_epoch
                 live, signum = train_epoch(programs, live, train_data, first_step, bar, stop)
             check_finite(run, programs, live)
             if signum:
-                save(run, programs, live, state)
+                save_trained(run, programs, live, state)
                 run.close()  # which says whether that succeeded
                 raise Interrupted(signum)
             epoch += 1
@@ -142,6 +146,16 @@ def save(run, programs, live, state):
     if not all(np.isfinite(leaf).all() for leaf in leaves):
         raise non_finite(run, f"the parameters are not finite after step {int(state.step)}")
     run.save(state)
+    return state
+
+
+def save_trained(run, programs, live, state):
+    """Save the state of a run that a signal ends, unless nothing is trained: then its folder stays free.
+
+    Another configuration may have it, such as one that mends what the signal came for.
+    """
+    if run.resumed or int(programs.devices.fetch(live.step)):
+        state = save(run, programs, live, state)
     return state
 
 

@@ -309,6 +309,8 @@ def test_a_pytorch_without_the_gpu_that_jax_uses_is_refused(monkeypatch):
 def test_a_wrong_selection_is_explained(text, message):
     with pytest.raises(UserError, match=message):
         work.select(text)
+    with pytest.raises(UserError, match="--batch=7 needs --work"):
+        work.select(batch=7, quick=True)
 
 
 def test_every_registered_model_has_a_twin_of_as_many_parameters():

@@ -277,6 +277,13 @@ def test_trials_of_memory_formats_leave_a_momentum_of_the_parameters_layout(monk
     assert all(p.is_contiguous() for p in best._model.parameters())
 
 
+def test_a_folder_that_cannot_be_made_is_named_before_anything_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(driver, "measure", lambda *args, **kwargs: pytest.fail("measured"))
+    (tmp_path / "results").write_text("")
+    with pytest.raises(UserError, match=f"cannot write {tmp_path}/results"):
+        measure_all(tmp_path)
+
+
 def test_a_wrong_contender_is_explained():
     with pytest.raises(UserError, match="did you mean 'torch_eager'"):
         driver.run(work="lenet", contenders="torch_eagre", repeats=1, batch=0, quick=True,

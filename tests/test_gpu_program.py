@@ -101,6 +101,27 @@ def test_a_missing_plugin_is_said_and_jax_is_as_before(monkeypatch):
     assert jax.default_backend is before
 
 
+@pytest.mark.parametrize(("fields", "out", "message"), [
+    ({"deterministic": True}, "", "config.deterministic = True changes nothing here"),
+    ({"cuda_graphs": "step"}, "", "config.cuda_graphs = 'step' changes nothing here"),
+    ({}, "missing/program.txt", "there is no folder missing"),
+])
+def test_what_would_change_nothing_or_be_lost_is_refused_before_the_work(
+        fields, out, message, monkeypatch):
+    for name in ("configure", "compiled"):
+        monkeypatch.setattr(gpu_program, name, lambda *args: pytest.fail("compiled"))
+    monkeypatch.setattr(gpu_program.main_lib, "refuse_flags_of_a_run", lambda why: None)
+    monkeypatch.setattr(gpu_program, "_OUT", types.SimpleNamespace(value=out))
+    with pytest.raises(UserError, match=message):
+        gpu_program._print(tiny.tiny_config(**fields))
+
+
+def test_a_validation_set_of_all_images_leaves_none_to_train_on():
+    config = tiny.tiny_config(dataset="cifar10", val_size=60_000)
+    with pytest.raises(UserError, match="val_size = 60000 leaves none of the 50,000 training images"):
+        gpu_program._data(config)
+
+
 @pytest.mark.parametrize("module, flag", [
     ("gpu_program", "workdir"), ("speedrun", "seeds"), ("tune", "profile")])
 def test_flags_of_a_run_are_refused_where_they_have_no_meaning(module, flag):

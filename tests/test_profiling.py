@@ -283,13 +283,14 @@ def test_a_profile_compiles_what_it_runs_and_a_run_what_its_later_epochs_need_to
     made = programs.Programs(task, parallel.Parallel("jit", tuple(jax.devices()[:1])))
     wanted = []
     for step, fields in ((0, {}), (0, {"whole_epoch": False}), (task.full_steps, {}), (
-            task.full_steps, {"whole_epoch": False}), (task.full_steps, {"last_epoch": True})):
+            task.full_steps, {"whole_epoch": False}), (task.full_steps, {"epochs_left": 1}), (
+                task.full_steps, {"epochs_left": 0})):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parallel, "compile_all", lambda calls: wanted.append(len(calls)))
             patch.setattr(made, "permutation", lambda state: None)
             state = create_state(task, 0).on_device()
             made.compile(state, None, None, step, **fields)
-    assert wanted == [3, 2, 3, 2, 2], "full batches, the last one, evaluation"
+    assert wanted == [3, 2, 3, 2, 2, 1], "full batches, the last one, evaluation"
 
 
 def test_a_picture_drawn_beside_the_training_is_waited_for_and_may_fail(tmp_path):
@@ -301,7 +302,7 @@ def test_a_picture_drawn_beside_the_training_is_waited_for_and_may_fail(tmp_path
         drawn.append(name)
 
     def fail():
-        raise UserError("the disk is full")
+        raise RuntimeError("RESOURCE_EXHAUSTED: of the device's memory\nat length")
 
     log.meanwhile("samples.png", draw, "samples")
     log.meanwhile("other.png", fail)
@@ -309,7 +310,7 @@ def test_a_picture_drawn_beside_the_training_is_waited_for_and_may_fail(tmp_path
     go_on.set()
     log.close()
     assert drawn == ["samples"]
-    assert out.getvalue() == "other.png is missing: the disk is full\n"
+    assert out.getvalue() == "other.png is missing: RESOURCE_EXHAUSTED: of the device's memory\n"
 
 
 def test_plots_are_drawn_after_the_picture(tmp_path, monkeypatch):

@@ -118,6 +118,19 @@ def test_a_signal_with_the_last_step_of_an_epoch_comes_after_the_epoch_is_counte
     assert summary.result["epochs"] == 2, "nothing was left to do when the signal came"
 
 
+def test_a_signal_before_the_first_step_leaves_the_folder_free(tmp_path, monkeypatch):
+    """Of a run that is stopped to mend a field: what is not trained is not kept from the next one."""
+    with pytest.raises(train.Interrupted):
+        tiny.fit(tiny.tiny_config(), tmp_path, monkeypatch, stop=lambda: 2)
+    assert not run_folder.has_checkpoints(tmp_path)
+    mended = tiny.tiny_config(batch_size=20)
+    with pytest.raises(train.Interrupted):
+        tiny.fit(mended, tmp_path, monkeypatch, stop=StopAfter(1))
+    with pytest.raises(train.Interrupted):  # of a run that goes on nothing is lost
+        tiny.fit(mended, tmp_path, monkeypatch, stop=lambda: 2)
+    assert Checkpoints(tmp_path, read_only=True).steps() == [1]
+
+
 def test_the_result_names_the_commits_that_were_there_when_the_run_started(tmp_path, monkeypatch):
     commit = iter("abc")
 

@@ -200,6 +200,15 @@ def test_one_program_serves_many_base_rates():
         ("one_cycle", {"pct_start": 1.5}, "pct_start is 1.5"),
         ("one_cycle", {"anneal_strategy": "cosine"}, "choose 'cos' or 'linear'"),
         ("triangular", {"peak": 0}, "peak is 0"),
+        ("triangular", {"peak": 0.5, "start_factor": -1.0}, "start_factor is -1.0: expected 0 or more"),
+        ("step", {"step_size": 1, "gamma": -1.0}, "gamma is -1.0"),
+        ("multistep", {"milestones": (1,), "gamma": -0.1}, "gamma is -0.1"),
+        ("exponential", {"gamma": float("nan")}, "gamma is nan"),
+        ("cosine", {"t_max": 5, "eta_min": -0.1}, "eta_min is -0.1"),
+        ("cosine_step", {"eta_min": -0.1}, "eta_min is -0.1"),
+        ("linear", {"end_factor": -1.0}, "end_factor is -1.0"),
+        ("one_cycle", {"div_factor": 0.0}, "divide the rate: expected numbers above 0"),
+        ("one_cycle", {"final_div_factor": -1.0}, "final_div_factor is -1.0"),
     ],
 )
 def test_bad_schedules_are_named(name, options, message):
@@ -308,7 +317,8 @@ def test_plateau_updates_several_runs_at_once():
         ({"patince": 3}, "did you mean 'patience'"),
         ({"mode": "lower"}, "expected 'min' or 'max'"),
         ({"threshold_mode": "relative"}, "expected 'rel' or 'abs'"),
-        ({"factor": 1.0}, "expected less than 1"),
+        ({"factor": 1.0}, "expected 0 or more and less than 1"),
+        ({"factor": -0.5}, "expected 0 or more and less than 1"),
     ],
 )
 def test_bad_plateau_options_are_named(options, message):

@@ -324,12 +324,25 @@ def test_a_compile_mode_that_fails_gives_way_in_auto_only(monkeypatch):
     ({"speedrun.keep_share": 0.5}, "no data selection"),
     ({"optimizer.name": "adam"}, "has SGD, and Muon"),
     ({"optimizer.muon_rest": "adamw"}, "muon_rest 'adamw'"),
+    ({"speedrun.tta_share": 0.2}, "has no config.speedrun.tta_share: set it to 1.0"),
+    ({"max_grad_norm": 1.0}, "has no config.max_grad_norm"),
+    ({"max_grad_value": 0.1}, "has no config.max_grad_value"),
+    ({"accumulate_steps": 2}, "has no config.accumulate_steps: set it to 1"),
 ])
 def test_what_has_no_rival_is_explained(change, message):
     config = small_config()
     config.update_from_flattened_dict(change)
     with pytest.raises(UserError, match=message):
         rival.check(config)
+
+
+def test_decay_that_the_rival_has_not_is_refused_before_our_runs(dataset, monkeypatch, tmp_path):
+    monkeypatch.setattr("jaxcifar.data.load", lambda name, data_dir: dataset)
+    config = small_config()
+    config.optimizer.decay_exclude = ""
+    with pytest.raises(UserError, match="rival's Muon has no weight decay, and .*conv.* has"):
+        driver.run(config, 1, name="speedrun_94", out=str(tmp_path), rival=True)
+    assert not list(tmp_path.iterdir()), "no run"
 
 
 def test_a_rival_without_torch_is_explained(monkeypatch):

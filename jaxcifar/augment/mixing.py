@@ -6,10 +6,14 @@ contiguous slice; padded examples, which sit at its end, are nobody's partner am
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+_QUANTILES = 1 << 14
 
 
 def previous(values, axis_name=None, mask=None):
@@ -41,8 +45,25 @@ def _check_alpha(alpha):
 
 
 def _beta(key, alpha):
-    """Draw from Beta(alpha, alpha), a float32 scalar; Beta(1, 1) is the uniform distribution."""
-    return jax.random.uniform(key) if alpha == 1 else jax.random.beta(key, alpha, alpha)
+    """Draw from Beta(alpha, alpha), a float32 scalar; Beta(1, 1) is the uniform distribution.
+
+    By its quantile function, from a table: jax.random.beta rejects and draws again, and a GPU waits
+    for the host in every such loop.
+    """
+    uniform = jax.random.uniform(key)
+    if alpha == 1:
+        return uniform
+    table, place = jnp.asarray(_beta_quantiles(alpha)), uniform * _QUANTILES
+    below = place.astype(jnp.int32)
+    share = place - below
+    return table[below] * (1 - share) + table[below + 1] * share
+
+
+@functools.lru_cache
+def _beta_quantiles(alpha):
+    """Return the quantiles of Beta(alpha, alpha) at i / _QUANTILES, i = 0 to _QUANTILES, float32."""
+    from scipy import special
+    return special.betaincinv(alpha, alpha, np.linspace(0, 1, _QUANTILES + 1)).astype(np.float32)
 
 
 def _mix(values, others, weight):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import pathlib
 import sys
@@ -14,6 +15,7 @@ from jaxcifar.benchmark import work as work_lib
 from jaxcifar.errors import UserError, unknown
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
+_FOLDERS = ("results", "docs/figures")
 _PAUSE_SECONDS = 0.3  # between turns: waiting threads of the last one go to sleep
 _LIMIT_SECONDS = 300  # for a contender's preparation, and for each of its measurements, on a GPU
 # Of the limit, for torch_best's search for its fastest form: deep networks compile for minutes, what
@@ -144,12 +146,15 @@ def run(*, work, contenders, repeats, batch, quick, epoch_steps, threads, compil
         works = [dataclasses.replace(w, compile=compiled == "yes") for w in works]
     limit = (0 if on_cpu else _LIMIT_SECONDS) if limit is None else limit
     repeats = repeats or ((3 if on_cpu else 2) if quick else 5)
-    settings = {"quick": quick, "repeats": repeats, "threads": threads, "source": source()}
+    settings = {"quick": quick, "repeats": repeats, "threads": threads, "source": source(),
+                "versions": _versions()}
     common = {"threads": threads, "on_cpu": on_cpu, "caches": quick or bool(work), "limit": limit,
               "search": limit * _SEARCH_SHARE["quick" if quick else "whole"]}
     writes, folder = bool(name or not work), pathlib.Path(out)
     if resume and not writes:
         raise UserError("--resume goes on from a file, and --work without --name writes none")
+    for sub in _FOLDERS if writes else ():  # before the work, not after it
+        run_folder.make(folder / sub)
     rows = previous(folder, name, on_cpu, settings) if resume else []
     written = ()
     for number, entry in enumerate(works):
@@ -169,10 +174,21 @@ def run(*, work, contenders, repeats, batch, quick, epoch_steps, threads, compil
     print("\n".join((table.LEGEND, table.summary(rows), *(f"wrote {path}" for path in written))))
 
 
+def _versions():
+    """Return {package: version, None if not installed} of what a speed depends on most."""
+    found = {}
+    for name in ("jax", "jaxlib", "torch"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
 def source():
-    """Return 12 hexadecimal digits that differ when a source file of the package does."""
+    """Return 12 hexadecimal digits that differ when a source file, or a PyTorch network, does."""
     digest = hashlib.sha256()
-    for path in sorted((_ROOT / "jaxcifar").rglob("*.py")):
+    for path in sorted([*(_ROOT / "jaxcifar").rglob("*.py"), *(_ROOT / "tests").glob("*twins*.py")]):
         digest.update(path.relative_to(_ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -232,8 +248,6 @@ def write(rows, on_cpu, name, folder, settings):
     Without matplotlib there is no figure.
     """
     json_path, figure_path = _paths(rows, on_cpu, name, folder)
-    for path in (json_path, figure_path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     run_folder.write_json(json_path, {**settings, "rows": rows})
     try:
         plot.bars(rows, figure_path,
@@ -260,7 +274,8 @@ def _paths(rows, on_cpu, name, folder):
     """Return the paths of the results and of their figure."""
     slug = "cpu" if on_cpu else "-".join(_device(rows).lower().split())
     stem = "_".join(filter(None, ("benchmark", slug, name)))
-    return folder / f"results/{stem}.json", folder / f"docs/figures/{stem}.png"
+    results, figures = (folder / sub for sub in _FOLDERS)
+    return results / f"{stem}.json", figures / f"{stem}.png"
 
 
 def _contenders(text, on_cpu):

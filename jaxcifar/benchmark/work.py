@@ -81,6 +81,8 @@ def select(text="", *, batch=0, quick=False, on_cpu=False, epoch_steps=None, sec
     few models only. epoch_steps: of an epoch's measurement, 0: all; None: on CPU 20 (quick: 4),
     elsewhere all (quick: 100). seconds: that one measurement should take, 0: 2 (quick: 1).
     """
+    if batch and not text:
+        raise UserError(f"--batch={batch} needs --work: the standard list has batch sizes of its own")
     if epoch_steps is None:
         epoch_steps = _EPOCH_STEPS[on_cpu][0 if quick else 1]
     standard = (_QUICK if on_cpu else _QUICK_GPU) if quick else _ALL

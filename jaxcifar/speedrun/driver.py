@@ -53,8 +53,12 @@ def run(config, runs, *, name, out="", rival=False, rival_compile="auto", stream
     if rival:
         rival_lib.check(config)
         host.share_device_memory()
+    if out:
+        run_folder.make(out)
     trainer, train, test, dataset = prepare(config, watch)
     prepared, platform = trainer.run, trainer.devices.devices[0].platform
+    spec = rival and rival_lib.specification(prepared, runs=runs, platform=platform,
+                                             compile_mode=rival_compile)
     with watch.section("compile"):
         trainer.compile(train, test)
     if trainer.rolled:
@@ -68,8 +72,6 @@ def run(config, runs, *, name, out="", rival=False, rival_compile="auto", stream
         path = _write(content, out)  # after each run, so that what ends the process loses one
     say(_summary(content))
     if rival:
-        spec = rival_lib.specification(prepared, runs=runs, platform=platform,
-                                       compile_mode=rival_compile)
         _measure_rival(spec, dataset, content, out, say)
     if path:
         say(f"wrote {path}")
@@ -133,8 +135,6 @@ def _write(content, out):
     if not out:
         return None
     path = pathlib.Path(out) / f"{content['name']}_{_slug(content['environment'])}.json"
-    with run_folder.writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     run_folder.write_json(path, content)
     return path
 

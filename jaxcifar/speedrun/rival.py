@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcifar import config as config_lib
 from jaxcifar import models, muon, partition
 from jaxcifar.benchmark import children
 from jaxcifar.errors import UserError
@@ -20,8 +21,17 @@ _PATIENCE_SECONDS = 240  # for the first mode of "auto", which tries many kernel
 _ROW = ("accuracy", "accuracy_tta", "seconds", "seconds_with_evaluation")
 
 
+# What the rival has not, where it says nothing: fields, and their values without it.
+_NONE = {"speedrun.tta_share": 1.0, "max_grad_norm": 0.0, "max_grad_value": 0.0, "accumulate_steps": 1}
+
+
 def check(config):
     """Raise UserError where a configuration has no rival, or PyTorch is not installed."""
+    fields = config_lib.flatten(config_lib.to_dict(config))
+    for path, neutral in _NONE.items():
+        if fields[path] != neutral:
+            raise UserError(f"--rival: the PyTorch rival has no config.{path}: set it to {neutral}, or "
+                            "leave --rival out")
     if config.speedrun.keep_share < 1:
         raise UserError("--rival: the PyTorch rival has no data selection (config.speedrun."
                         "keep_share); measure 96 beside it, or leave --rival out")
@@ -38,7 +48,8 @@ def specification(run, *, runs, platform, compile_mode):
     """Return what the child needs to know, fit for JSON; see torch_rival.
 
     run: training.Speedrun. runs: with the seeds 0 to runs - 1. platform: "gpu" or "cpu", JAX's.
-    compile_mode: of torch.compile, or "auto", or "off".
+    compile_mode: of torch.compile, or "auto", or "off". Raises UserError: weights that Muon takes
+    would decay, which the rival's do not.
     """
     config, options = run.config, run.config.optimizer
     steps = jnp.arange(run.total_steps)
@@ -69,6 +80,10 @@ def _parameters(run):
         config.optimizer.name == "muon") else "(?!)"  # this matches nothing
     by_muon = partition.pattern(matrices, "muon_exclude").search
     names = [partition.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(trained)]
+    for name in names:
+        if config.optimizer.weight_decay and by_muon(name) and not search(name):
+            raise UserError(f"--rival: the PyTorch rival's Muon has no weight decay, and {name} has: let "
+                            "config.optimizer.decay_exclude match it, or leave --rival out")
     return {name.replace("/", ".").replace("kernel", "weight"): {
         "factor": factor, "decays": not search(name), "muon": bool(by_muon(name))}
         for name, factor in zip(names, factors, strict=True)}

@@ -135,7 +135,8 @@ class Rival:
         matrix = ahead.reshape(len(p), -1).to(
             self._torch.bfloat16 if self.cuda else self._torch.float32)
         update = self._orthogonal(matrix, options["muon_steps"], tuple(options["coefficients"]))
-        p.sub_(update.reshape(p.shape).to(p.dtype), alpha=rate)
+        factor = max(1, matrix.shape[0] / matrix.shape[1])**0.5
+        p.sub_(update.reshape(p.shape).to(p.dtype), alpha=rate * factor)
 
     def _look_ahead(self, taken):
         options, total = self.spec["speedrun"], len(self.spec["rates"])
