@@ -116,8 +116,8 @@ def default():
 
     # Model
     c.model = ConfigDict({"name": "resnet5m"})  # every other entry is an option of that model
-    # Weights to start from: a .pt, .pth or .safetensors file, a run folder, or torchvision's name
-    # such as "ResNet18_Weights.IMAGENET1K_V1"; a classifier of other classes starts anew
+    # Weights to start from: a file (.safetensors, .pt, .pth, .pth.tar, .ckpt, .bin), a run folder, or
+    # torchvision's name such as "ResNet18_Weights.IMAGENET1K_V1"; a classifier of other classes is new
     c.init_from = ""
     c.trainable = ""  # regular expression over parameter paths, "^fc/": the rest is frozen; "": all
     c.frozen_batch_norm = "batch"  # in training: statistics of the "batch", or the "running" ones

@@ -3,11 +3,10 @@
     python -m jaxcifar.convert --from=runs/NAME --to=weights.safetensors
     python -m jaxcifar.convert --from=weights.pth --to=runs/NAME --config=configs/resnet5m.py:model1
 
-Files end in .pt, .pth or .safetensors and hold the state_dict of the PyTorch original; .pth.tar, .ckpt
-and .bin are read too. The folder
-that the second form writes is a run at epoch 0 of that configuration: jaxcifar.main with the same
---config and --workdir trains it on. Weights of other classes: --fresh='linear' starts the keys that
-match the regular expression anew.
+Files end in .pt, .pth or .safetensors and hold the state_dict of the PyTorch original; .pth.tar,
+.ckpt and .bin are read too. The folder that the second form writes is a run at epoch 0 of that
+configuration: jaxcifar.main with the same --config and --workdir trains it on. Weights of other
+classes: --fresh='linear' starts the keys that match the regular expression anew.
 """
 
 import pathlib
@@ -57,9 +56,11 @@ def import_weights(path, workdir, config, *, fresh=""):
     name, options = saved.model_of(config)
     given = weight_files.load_file(path)
     if fresh:
-        given = _with_fresh(given, fresh, torch_weights.to_torch(
+        initial = torch_weights.to_torch(
             name, {"params": state.params, "batch_stats": state.batch_stats},
-            num_classes=task.num_classes, image_size=task.image_size, **options))
+            num_classes=task.num_classes, image_size=task.image_size, **options)
+        torch_weights.refuse_prefix(name, given, initial)
+        given = _with_fresh(given, fresh, initial)
     variables = torch_weights.from_torch(
         name, given, num_classes=task.num_classes, image_size=task.image_size, **options)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
@@ -90,7 +91,8 @@ def main(argv):
     parser = command.Parser(__doc__, "python -m jaxcifar.convert")
     parser.add_argument("--from", dest="source", required=True,
                         help=f"a run folder, or a {', '.join(weight_files.READABLE)} file")
-    parser.add_argument("--to", required=True, help=f"a {', '.join(weight_files.SUFFIXES)} file, or a new run folder")
+    parser.add_argument("--to", required=True, help=f"a {', '.join(weight_files.SUFFIXES)} file, or "
+                                                    "a new run folder")
     parser.add_argument("--checkpoint", default="selected",
                         help=f"which epoch of a run: {', '.join(saved.WHICH)}; default selected")
     parser.add_argument("--raw", action="store_true",

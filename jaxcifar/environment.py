@@ -26,7 +26,7 @@ def environment():
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
-        **{package: _version(package) for package in _PACKAGES},
+        **{package: version(package) for package in _PACKAGES},
         "platform": device.platform,
         "device": device.device_kind,
         "device_count": jax.device_count(),
@@ -55,7 +55,8 @@ def memory():
     return {"peak_device_bytes": max(peaks, default=None), "peak_host_bytes": host}
 
 
-def _version(package):
+def version(package):
+    """Return the version of an installed package, None of one that is not."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -51,6 +51,8 @@ def start(task, state):
     own = torch_weights.to_torch(name, {"params": state.params, "batch_stats": state.batch_stats},
                                  num_classes=task.num_classes, image_size=task.image_size,
                                  **options)
+    with _naming(config.init_from):
+        torch_weights.refuse_prefix(name, given, own)
     new = _new_keys(given, own, classifier_keys(name, task.num_classes, task.image_size, options))
     kept = {key: value for key, value in given.items() if key not in new}
     with _naming(config.init_from):

@@ -1,7 +1,7 @@
 """Train one configuration:  python -m jaxcifar.main --config=configs/resnet5m.py --workdir=runs/NAME
 
 Exit codes: 0 done, 1 the training failed, 2 a mistake in the command, the configuration, the data or
-the folder, 130 or 143 stopped by SIGINT or SIGTERM with the state saved.
+the folder, 130 or 143 stopped by SIGINT or SIGTERM with what it trained saved.
 """
 
 import os
@@ -113,6 +113,18 @@ def refuse_flags_of_a_run(why, but=()):
 
 def main(argv):
     """Run `train.fit`, `seeds.run` of several seeds or `profiling.run`; return the exit code."""
+    try:
+        _run()
+    except errors.UserError as error:
+        if _TRACEBACK.value:
+            raise
+        exit_with(error, error.exit_code)
+    except KeyboardInterrupt:  # before StopOnSignal is there, and in a profile, which has none
+        exit_with("\nstopped; nothing was trained", 130, "")
+    return 0
+
+
+def _run():
     from jaxcifar import parallel, profiling, seeds, train
     try:
         if _COORDINATOR.value:
@@ -126,15 +138,8 @@ def main(argv):
                       way=_SEEDS_TOGETHER.value, stop=StopOnSignal())
         else:
             train.fit(_CONFIG.value, workdir, stop=StopOnSignal())
-    except errors.UserError as error:
-        if _TRACEBACK.value:
-            raise
-        exit_with(error, error.exit_code)
     except train.Interrupted as error:
         exit_with(f"{error}; the same command goes on from here", 128 + error.signum, "")
-    except KeyboardInterrupt:  # where nothing handles it: a profile
-        exit_with("\nstopped", 130, "")
-    return 0
 
 
 def default_workdir(argv):

@@ -79,7 +79,7 @@ class Programs:
         the epoch's next call, and of evaluation.
         """
         starts = (step_in_epoch, 0)[:min(epochs_left, 2 if whole_epoch else 1)]
-        permutation, wanted = self.permutation(state), {}
+        permutation, wanted = self.permutation(state) if starts else None, {}
         for step in starts:
             while (call := self.steps_at(step))[0]:
                 wanted[self._train_program(*call)] = (state, data, permutation)

@@ -84,8 +84,8 @@ def refuse_other_data(digest, workdir):
     if digest and there != digest:
         raise UserError(f"{workdir} was trained on this data set in another order (prepared from "
                         "another source) or with other images, by which its training images would "
-                        "now be validation images: give the folder it was trained from, by config.data_dir or "
-                        "TFDS_DATA_DIR")
+                        "now be validation images: give the folder it was trained from, by "
+                        "config.data_dir or TFDS_DATA_DIR")
 
 
 def measured(config):

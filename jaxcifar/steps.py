@@ -71,7 +71,7 @@ def averaged(task, state, variables):
     every = task.config.accumulate_steps
     updates, waiting = (state.step + 1) // every, (state.step + 1) % every
     moved = optim.ema_update(state.ema, variables, task.config.ema_decay, updates,
-                           warmup=task.config.ema_warmup)
+                             warmup=task.config.ema_warmup)
     return jax.tree.map(lambda new, old: jnp.where(waiting, old, new), moved, state.ema)
 
 

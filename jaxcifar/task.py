@@ -93,7 +93,7 @@ def create_task(config, num_train, num_classes):
     Raises:
       UserError: an unknown model, optimiser, schedule or augmentation, an option that the chosen
         one does not have, a pattern that matches no parameter, a batch larger than the training set,
-        or too many parameters.
+        or too many parameters or steps.
     """
     if config.batch_size > num_train and config.drop_last:
         raise UserError(f"config.batch_size = {config.batch_size} is larger than the training set "

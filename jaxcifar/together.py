@@ -203,7 +203,7 @@ def fit(shared, seeds, workdir, *, stop=lambda: 0, stream=None):
 
     Raises:
       UserError: as `train.fit`. NonFiniteLoss: names the seed; the others are saved. Interrupted:
-        all are saved.
+        what each trained is saved.
     """
     watch = logs.Stopwatch()
     watch.sections["compile"] = 0.0
@@ -313,7 +313,7 @@ def _save_others(members):
     for member in members:
         with contextlib.suppress(train.NonFiniteLoss):
             member.check_finite()
-            member.save()
+            member.save(train.save_trained)
 
 
 @jax.jit

@@ -35,7 +35,7 @@ def from_torch(name, state_dict, *, num_classes=10, image_size=32, **options):
     template = _template(name, num_classes, image_size, options)
     given = {key: _array(value) for key, value in state_dict.items() if not _is_counter(key)}
     wanted = {torch_key(path): (path, leaf) for path, leaf in template.items()}
-    _refuse_prefix(name, given, wanted)
+    refuse_prefix(name, given, wanted)
     problems = [f"missing {key} {_torch_shape(path, leaf.shape)}"
                 for key, (path, leaf) in wanted.items() if key not in given]
     problems += [f"unexpected {key} {value.shape}"
@@ -78,12 +78,16 @@ def to_torch(name, variables, *, num_classes=10, image_size=32, num_batches_trac
     return state_dict
 
 
-def _refuse_prefix(name, given, wanted):
-    """Raise UserError where no key is the model's, but those that share a first part are without it."""
+def refuse_prefix(name, given, wanted):
+    """Raise UserError where no key is the model's, but most of it is there behind a shared first part.
+
+    given, wanted: the keys of a state_dict, and those of the model `name`.
+    """
     if any(key in wanted for key in given):
         return
     for prefix in dict.fromkeys(key.partition(".")[0] + "." for key in given):
-        if any(key.startswith(prefix) and key.removeprefix(prefix) in wanted for key in given):
+        fit = [key.startswith(prefix) and key.removeprefix(prefix) in wanted for key in given]
+        if sum(fit) > len(wanted) / 2:
             raise UserError(
                 f"state_dict does not fit model {name!r}: its keys begin with {prefix!r}. Save it "
                 f"without that: {{k.removeprefix({prefix!r}): v for k, v in state_dict.items() "

@@ -35,10 +35,11 @@ def load_file(path):
     """Read a state_dict, key -> numpy array; arrays of a .safetensors file are read-only views.
 
     path: a .safetensors file, or another of READABLE, which torch.save wrote (needs torch; nothing
-    but tensors and plain values is unpickled). A state_dict inside {"state_dict", "model_state_dict", "net" or "model": ...}
-    is taken out; the prefixes "module.", "_orig_mod." and "model." of all keys are dropped, and so is
-    AveragedModel's counter. bfloat16 becomes float32. Raises UserError: no such file, one that may
-    not be read, another suffix, damaged, or no state_dict in it.
+    but tensors and plain values is unpickled). A state_dict inside {"state_dict",
+    "model_state_dict", "net" or "model": ...} is taken out; the prefixes "module.", "_orig_mod." and
+    "model." of all keys are dropped, and so is AveragedModel's counter. bfloat16 becomes float32.
+    Raises UserError: no such file, one that may not be read, another suffix, damaged, no state_dict
+    in it, or a tensor that is none of numpy's.
     """
     path = _checked(path, READABLE)
     if not path.is_file():
@@ -137,6 +138,9 @@ def _read_torch(path):
         if re.search("Unsupported (global|class)|Can only|Trying to|TorchScript", str(error)):
             raise UserError(f"{path} holds more than weights, which may run code when it is read: "
                             "load it where you trust it and save model.state_dict()") from error
+        if "legacy .tar" in str(error):
+            raise UserError(f"{path} is a tar archive, or in a format of PyTorch before 0.2: unpack it, "
+                            "or save model.state_dict() by a newer one") from error
         raise _damaged(path, str(error).strip().partition("\n")[0][:120]) from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds no state_dict but a {type(content).__name__}: save "

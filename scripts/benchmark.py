@@ -23,7 +23,7 @@ def main():
     add("--compiled", choices=("auto", "yes", "no"), default="auto", help="torch.compile tried?")
     add("--seconds", type=command.at_least(0, float), default=0.0,
         help="that one measurement should take (2; quick: 1)")
-    add("--resume", action="store_true", help="keep what the result file has of this source")
+    add("--resume", action="store_true", help="keep what the file has of this source and versions")
     add("--limit", type=count, help="seconds to prepare, to measure (GPU: 300; CPU: 0)")
     add("--name", default="", help="results/benchmark_DEVICE_NAME.json (with --work: else none)")
     add("--out", default=pathlib.Path(__file__).resolve().parent.parent, help="folder of results/")

@@ -309,6 +309,9 @@ def test_a_pytorch_without_the_gpu_that_jax_uses_is_refused(monkeypatch):
 def test_a_wrong_selection_is_explained(text, message):
     with pytest.raises(UserError, match=message):
         work.select(text)
+
+
+def test_a_batch_size_belongs_to_a_selection():
     with pytest.raises(UserError, match="--batch=7 needs --work"):
         work.select(batch=7, quick=True)
 

@@ -185,6 +185,9 @@ def test_what_was_measured_before_an_end_is_kept_and_gone_on_from(fakes, monkeyp
     assert fakes.asked == []
     measure_all(tmp_path, resume=True, repeats=3)  # other settings: all anew
     assert len(fakes.asked) == 6
+    monkeypatch.setattr(driver.environment, "version", lambda package: f"{package} of tomorrow")
+    measure_all(tmp_path, resume=True, repeats=3)
+    assert len(fakes.asked) == 12
 
 
 def test_another_gpu_has_its_own_results(fakes, monkeypatch, tmp_path):

@@ -339,6 +339,7 @@ def test_a_data_set_of_one_s_own_takes_a_spec_and_image_folders(monkeypatch, tmp
 @pytest.mark.parametrize(("fields", "message"), [
     ({"test_per_class": 0}, "at least one image of each class"),
     ({"class_names": ["cat"]}, "two class_names or more"),
+    ({"class_names": ("cat")}, "class_names = 'cat' is one text: give a tuple"),
     ({"mean": (120, 110, 100)}, "mean = .120, 110, 100. is not of pixels in .0, 1."),
     ({"name": "dogs"}, "SPECS.'pets'. .* has the name 'dogs'"),
 ])

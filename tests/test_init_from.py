@@ -98,6 +98,13 @@ def test_weights_of_another_model_are_refused(tmp_path):
         started(config)
 
 
+def test_keys_behind_a_prefix_are_named_though_the_classifier_is_new(tmp_path):
+    twin, _ = twin_of("imagenet_resnet18", 7)
+    torch.save({f"net.{key}": value for key, value in twin.state_dict().items()}, tmp_path / "w.ckpt")
+    with pytest.raises(UserError, match="^config.init_from = .*its keys begin with 'net.'"):
+        started(configured(tmp_path / "w.ckpt", options=RESNET))
+
+
 def test_what_is_wrong_with_the_weights_names_the_field(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "weights.safetensors").write_bytes(b"")

@@ -136,6 +136,14 @@ def test_profile_prints_two_tables_and_writes_traces(environment, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["profile"]
 
 
+def test_a_profile_that_is_stopped_says_so_in_a_line(environment, tmp_path):
+    process = start(environment, tmp_path, *SMALL, "--profile")
+    assert "compiled in" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130 and err.strip() == "stopped; nothing was trained"
+
+
 def test_a_speedrun_is_not_profiled(environment, tmp_path):
     code, _, err = finish(start(environment, tmp_path / "run", "--profile",
                                 config="configs/speedrun.py:94"))

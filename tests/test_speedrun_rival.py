@@ -16,7 +16,7 @@ from test_configs import load
 from test_speedrun import (NUM_TEST, NUM_TRAIN, largest_difference, on_device, small_config,
                            small_run, trained)
 
-from jaxcifar import torch_weights
+from jaxcifar import muon, torch_weights
 from jaxcifar.benchmark import children
 from jaxcifar.errors import UserError
 from jaxcifar.models import speedrun_net
@@ -106,6 +106,21 @@ def test_its_steps_are_ours_with_sgd_and_lookahead(variant, every, options, data
     assert largest_difference(state.params, first) > 1e-3
     theirs.finish()
     check_equal(training.result(state), theirs, name, options)
+
+
+def test_its_muon_scales_matrices_of_more_outputs_than_inputs(dataset):
+    config = small_config()
+    config.model.channels, config.speedrun.unit_filters = (4, 48), False
+    theirs = rival_of(training.create(config, NUM_TRAIN, 10), dataset)
+    gradient = np.random.default_rng(0).normal(size=(48, 4, 3, 3)).astype(np.float32)
+    p = torch.nn.Parameter(torch.zeros(48, 4, 3, 3))
+    p.grad = torch.tensor(gradient)
+    with torch.no_grad():
+        theirs._muon(p, torch.zeros_like(p), 1.0)
+    options, kernel = config.optimizer, {"kernel": jnp.asarray(gradient.transpose(2, 3, 1, 0))}
+    rule = muon.scale_by_muon(options.muon_momentum, options.muon_steps)
+    ours = rule.update(kernel, rule.init(kernel))[0]["kernel"]
+    np.testing.assert_allclose(-p.detach().permute(2, 3, 1, 0), ours, atol=3e-4 * np.abs(ours).max())
 
 
 def test_its_first_layer_whitens_as_ours(dataset):

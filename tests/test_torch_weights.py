@@ -84,6 +84,12 @@ def test_a_part_that_all_keys_share_is_named_alone(extra):
     torch_weights.from_torch("resnet5m", stripped, num_classes=7, **SMALL)
 
 
+def test_a_key_that_fits_by_chance_is_no_prefix():
+    state_dict = {f"block.{key}": torch.zeros(1) for key in ("conv1.weight", "other.weight")}
+    with pytest.raises(UserError, match="does not fit model 'resnet5m': missing "):
+        torch_weights.from_torch("resnet5m", state_dict, num_classes=7, **SMALL)
+
+
 def test_a_long_list_of_differences_is_cut():
     state_dict = small_twin().state_dict() | {f"extra.{i}": torch.zeros(1) for i in range(23)}
     with pytest.raises(UserError, match="unexpected extra.19 .1,.; and 3 more$"):

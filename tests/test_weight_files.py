@@ -4,6 +4,7 @@ import builtins
 import errno
 import json
 import struct
+import tarfile
 
 import numpy as np
 import pytest
@@ -156,12 +157,18 @@ def cut(name, share):
     return write
 
 
+def tar_archive(path):
+    with tarfile.open(path, "w") as tar:
+        tar.add(__file__, "w.pth")
+
+
 GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 
 @pytest.mark.parametrize(("name", "write", "message"), [
     ("w.npz", lambda path: path.write_bytes(b"1"), "is not a file of weights: expected a name"),
     ("w.tar", lambda path: path.write_bytes(b"1"), "is damaged"),
+    ("w.tar", tar_archive, "is a tar archive, or in a format of PyTorch before 0.2: unpack it"),
     ("w.pth", lambda path: None, "no file .*w.pth"),
     ("w.pth", lambda path: path.write_bytes(b""), "is damaged"),
     ("w.pth", lambda path: path.write_bytes(b"not a checkpoint at all"), "is damaged"),

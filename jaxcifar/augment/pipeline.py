@@ -53,8 +53,7 @@ _NAMES = {op: name for name, op in REGISTRY.items()}
 _MIXING = (mixing.Mixup, mixing.Cutmix)
 _SIZING = (Resize, CenterCrop)  # without any randomness
 _TORCHVISION = {"randomcrop": "crop", "randomhorizontalflip": "flip", "horizontalflip": "flip",
-                "randomrotation": "rotation", "trivialaugmentwide": "trivialaugment",
-                "totensor": "normalize", "toimage": "normalize"}
+                "randomrotation": "rotation", "trivialaugmentwide": "trivialaugment"}
 
 
 def signature(name):

@@ -3,19 +3,19 @@
 import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import pathlib
 import sys
 import threading
 
-from jaxcifar import host, run_folder
+from jaxcifar import environment, host, run_folder
 from jaxcifar.benchmark import children, plot, table
 from jaxcifar.benchmark import work as work_lib
 from jaxcifar.errors import UserError, unknown
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _FOLDERS = ("results", "docs/figures")
+_PACKAGES = ("jax", "jaxlib", "torch")  # on which a speed depends most
 _PAUSE_SECONDS = 0.3  # between turns: waiting threads of the last one go to sleep
 _LIMIT_SECONDS = 300  # for a contender's preparation, and for each of its measurements, on a GPU
 # Of the limit, for torch_best's search for its fastest form: deep networks compile for minutes, what
@@ -132,7 +132,7 @@ def run(*, work, contenders, repeats, batch, quick, epoch_steps, threads, compil
         0: 2 (quick: 1). name: of the result files, after the device's; with a selection and no name
         nothing is written. out: folder that gets results/ and docs/figures/; the files are written
         anew after each contender (on CPU: each work).
-        resume: keep what the file has of this source and these settings. limit: seconds for a
+        resume: keep what the file has of this source, these versions and settings. limit: seconds for a
         contender's preparation and for each measurement, 0: none; None: 300 on a GPU, else none.
 
     Raises:
@@ -147,7 +147,7 @@ def run(*, work, contenders, repeats, batch, quick, epoch_steps, threads, compil
     limit = (0 if on_cpu else _LIMIT_SECONDS) if limit is None else limit
     repeats = repeats or ((3 if on_cpu else 2) if quick else 5)
     settings = {"quick": quick, "repeats": repeats, "threads": threads, "source": source(),
-                "versions": _versions()}
+                "versions": {name: environment.version(name) for name in _PACKAGES}}
     common = {"threads": threads, "on_cpu": on_cpu, "caches": quick or bool(work), "limit": limit,
               "search": limit * _SEARCH_SHARE["quick" if quick else "whole"]}
     writes, folder = bool(name or not work), pathlib.Path(out)
@@ -174,17 +174,6 @@ def run(*, work, contenders, repeats, batch, quick, epoch_steps, threads, compil
     print("\n".join((table.LEGEND, table.summary(rows), *(f"wrote {path}" for path in written))))
 
 
-def _versions():
-    """Return {package: version, None if not installed} of what a speed depends on most."""
-    found = {}
-    for name in ("jax", "jaxlib", "torch"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
 def source():
     """Return 12 hexadecimal digits that differ when a source file, or a PyTorch network, does."""
     digest = hashlib.sha256()
@@ -201,12 +190,12 @@ def describe(entry):
 
 
 def previous(folder, name, on_cpu, settings):
-    """Return the rows of this device's result file of this source and these settings, else [].
+    """Return the rows of this device's result file of this source, versions and settings, else [].
 
     A row without a result is left out, to be tried again, unless it ran into the limit.
     """
     here = () if on_cpu else tuple(host.of_gpus("name"))  # of a part of one, the first words
-    for path in sorted(folder.glob("results/benchmark_*.json")):
+    for path in sorted(folder.glob(f"{_FOLDERS[0]}/benchmark_*.json")):
         if not path.stem.endswith(name) or path.stem.startswith("benchmark_cpu") != on_cpu:
             continue
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -59,6 +59,9 @@ class DatasetSpec:
 
     def __post_init__(self):
         """Raise DataError for what no data set can have; lists of names become tuples."""
+        if isinstance(self.class_names, str):
+            raise DataError(f"DatasetSpec {self.name!r}: class_names = {self.class_names!r} is one text: "
+                            "give a tuple of names")
         object.__setattr__(self, "class_names", tuple(self.class_names))
         if len(self.class_names) < 2 or min(self.train_per_class, self.test_per_class) < 1:
             raise DataError(f"DatasetSpec {self.name!r}: give two class_names or more, and at least one "

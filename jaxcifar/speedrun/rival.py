@@ -19,8 +19,6 @@ _MODEL_OPTIONS = ("num_classes", "channels", "depth", "bn_momentum", "head_scale
                   "draw_bias")
 _PATIENCE_SECONDS = 240  # for the first mode of "auto", which tries many kernels for each layer
 _ROW = ("accuracy", "accuracy_tta", "seconds", "seconds_with_evaluation")
-
-
 # What the rival has not, where it says nothing: fields, and their values without it.
 _NONE = {"speedrun.tta_share": 1.0, "max_grad_norm": 0.0, "max_grad_value": 0.0, "accumulate_steps": 1}
 
