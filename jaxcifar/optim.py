@@ -41,11 +41,12 @@ def create(
     Options that belong to another optimiser are checked and ignored; defaults are torch.optim's.
     Every update goes: mean gradient over `accumulate_steps` consecutive calls; clip to
     `max_grad_norm` (torch.nn.utils.clip_grad_norm_), then to +-`max_grad_value` (clip_grad_value_),
-    0 = off; weight decay (coupled L2 for sgd and adam, decoupled for adamw) of every parameter whose
-    path "a/b/c" does not match the regular expression `decay_exclude`; the optimiser's own rule; the
-    factor of the learning rate that `lr_multipliers` gives the path (see `partition.multipliers`), which acts on
-    the weight decay too, as the rate of a torch parameter group does (but for a schedule's floor,
-    such as eta_min: the factor is of the finished rate, so the floor of a path is scaled too).
+    0 = off; weight decay (coupled L2 for sgd and adam, decoupled for adamw) of every parameter
+    whose path "a/b/c" does not match the regular expression `decay_exclude`; the optimiser's own
+    rule; the factor of the learning rate that `lr_multipliers` gives the path (see
+    `partition.multipliers`), which acts on the weight decay too, as the rate of a torch parameter
+    group does (but for a schedule's floor, such as eta_min: the factor is of the finished rate, so
+    the floor of a path is scaled too).
 
     "muon" (see muon.py) orthogonalises the momentum, `muon_momentum`, of every kernel (and attention's
     in_proj_weight) whose path `muon_exclude`, a regular expression, does not match, in `muon_steps`
