@@ -54,15 +54,14 @@ def import_weights(path, workdir, config, *, fresh=""):
     task = saved.task_of(config)
     state = saved.template(task)
     name, options = saved.model_of(config)
-    given = weight_files.load_file(path)
+    given, initial = weight_files.load_file(path), {}
     if fresh:
-        initial = torch_weights.to_torch(
+        given, initial = _parted(given, fresh, torch_weights.to_torch(
             name, {"params": state.params, "batch_stats": state.batch_stats},
-            num_classes=task.num_classes, image_size=task.image_size, **options)
-        torch_weights.refuse_prefix(name, given, initial)
-        given = _with_fresh(given, fresh, initial)
+            num_classes=task.num_classes, image_size=task.image_size, **options))
     variables = torch_weights.from_torch(
-        name, given, num_classes=task.num_classes, image_size=task.image_size, **options)
+        name, given, initial=initial, num_classes=task.num_classes, image_size=task.image_size,
+        **options)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     average = {"params": params, "batch_stats": batch_stats} if config.ema_decay else {}
     state = state.replace(params=params, batch_stats=batch_stats, ema=average,
@@ -73,8 +72,8 @@ def import_weights(path, workdir, config, *, fresh=""):
     checkpoints.close()
 
 
-def _with_fresh(given, pattern, initial):
-    """Return `given` with the entries whose keys match taken from `initial`."""
+def _parted(given, pattern, initial):
+    """Return the entries of `given` whose keys do not match, and those of `initial` whose keys do."""
     try:
         matches = re.compile(pattern).search
     except re.error as error:
@@ -83,7 +82,7 @@ def _with_fresh(given, pattern, initial):
     if not anew:
         raise UserError(f"--fresh={pattern} matches no key of the model; its keys are like "
                         f"{', '.join(list(initial)[-2:])}")
-    return {key: value for key, value in given.items() if not matches(key)} | anew
+    return {key: value for key, value in given.items() if not matches(key)}, anew
 
 
 def main(argv):

@@ -14,14 +14,20 @@ class UserError(Exception):
     exit_code = 2
 
 
-def unknown(what, name, known):
+def unknown(what, name, known, hint=""):
     """Return the message for a name that does not exist: "unknown WHAT 'NAME' (did you mean ...?)".
 
     what: str, the kind of thing. name: what the user wrote. known: the names there are; the nearest is
-    suggested and all are listed.
+    suggested, or `hint` in its place, and all are listed.
     """
     known = [str(k) for k in known]
-    return f"unknown {what} {name!r}{nearest(name, known)}; there are: {', '.join(known) or 'none'}"
+    hint = hint or nearest(name, known)
+    return f"unknown {what} {name!r}{hint}; there are: {', '.join(known) or 'none'}"
+
+
+def plain(name):
+    """Return a name without what makes no difference: capitals, hyphens, underscores, blanks."""
+    return re.sub("[-_ ]", "", str(name).lower())
 
 
 def nearest(name, known):
@@ -29,9 +35,9 @@ def nearest(name, known):
 
     Capitals, hyphens and underscores make no difference.
     """
-    plain = {re.sub("[-_ ]", "", str(k).lower()): k for k in reversed(list(known))}
-    close = difflib.get_close_matches(re.sub("[-_ ]", "", str(name).lower()), plain, n=1, cutoff=0.5)
-    return f" (did you mean {plain[close[0]]!r}?)" if close else ""
+    found = {plain(k): k for k in reversed(list(known))}
+    close = difflib.get_close_matches(plain(name), found, n=1, cutoff=0.5)
+    return f" (did you mean {found[close[0]]!r}?)" if close else ""
 
 
 def first_line(error):

@@ -51,19 +51,17 @@ def start(task, state):
     own = torch_weights.to_torch(name, {"params": state.params, "batch_stats": state.batch_stats},
                                  num_classes=task.num_classes, image_size=task.image_size,
                                  **options)
-    with _naming(config.init_from):
-        torch_weights.refuse_prefix(name, given, own)
     new = _new_keys(given, own, classifier_keys(name, task.num_classes, task.image_size, options))
-    kept = {key: value for key, value in given.items() if key not in new}
     with _naming(config.init_from):
         variables = torch_weights.from_torch(
-            name, kept | {key: own[key] for key in new}, num_classes=task.num_classes,
+            name, given, initial={key: own[key] for key in new}, num_classes=task.num_classes,
             image_size=task.image_size, **options)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     ema = {"params": params, "batch_stats": batch_stats} if config.ema_decay else {}
     state = state.replace(params=params, batch_stats=batch_stats,
                           ema=jax.tree.map(np.copy, ema))
-    loaded = sum(key in own and not key.endswith("num_batches_tracked") for key in kept)
+    loaded = sum(key in own and key not in new and not key.endswith("num_batches_tracked")
+                 for key in given)
     return state, [f"{loaded} tensors of {path}",
                    f"new: {', '.join(sorted(new)) or 'none'}"]
 

@@ -42,6 +42,11 @@ def kept_rule(config):
     return "best_val_accuracy" if config.val_size else None
 
 
+def is_over(history, epoch, config):
+    """Return whether no epoch follows `epoch` (counted from 1): it is the last, or early stopping's."""
+    return epoch >= config.epochs or should_stop(history, epoch, config)
+
+
 def should_stop(history, epoch, config):
     """Return whether early stopping ends the run after `epoch` (counted from 1).
 

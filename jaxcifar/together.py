@@ -71,9 +71,8 @@ class Member:
 
     def is_finished(self):
         """Return whether no epoch is left, or early stopping has ended the run."""
-        config, epoch = self.programs.task.config, int(self.state.epoch)
-        return (epoch >= config.epochs
-                or selection.should_stop(self.state.history, epoch, config))
+        return selection.is_over(self.state.history, int(self.state.epoch),
+                                 self.programs.task.config)
 
     @contextlib.contextmanager
     def named(self):

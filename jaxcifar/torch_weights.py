@@ -25,17 +25,19 @@ _COUNTER = "num_batches_tracked"
 _MOST_LISTED = 20
 
 
-def from_torch(name, state_dict, *, num_classes=10, image_size=32, **options):
+def from_torch(name, state_dict, *, initial=None, num_classes=10, image_size=32, **options):
     """Return a model's variables that hold a state_dict's values.
 
     name, num_classes, options: as in `models.create`; image_size: of the model's inputs;
-    state_dict: key -> torch tensor or numpy array. Returns {"params", "batch_stats"} of float32
+    state_dict: key -> torch tensor or numpy array; initial: the same, what stands in its place or
+    beside it. Returns {"params", "batch_stats"} of float32
     numpy arrays. Raises UserError that lists the missing, unexpected and wrongly shaped keys.
     """
     template = _template(name, num_classes, image_size, options)
-    given = {key: _array(value) for key, value in state_dict.items() if not _is_counter(key)}
+    given = {key: _array(value) for key, value in {**state_dict, **(initial or {})}.items()
+             if not _is_counter(key)}
     wanted = {torch_key(path): (path, leaf) for path, leaf in template.items()}
-    refuse_prefix(name, given, wanted)
+    _refuse_prefix(name, state_dict, wanted)
     problems = [f"missing {key} {_torch_shape(path, leaf.shape)}"
                 for key, (path, leaf) in wanted.items() if key not in given]
     problems += [f"unexpected {key} {value.shape}"
@@ -78,11 +80,8 @@ def to_torch(name, variables, *, num_classes=10, image_size=32, num_batches_trac
     return state_dict
 
 
-def refuse_prefix(name, given, wanted):
-    """Raise UserError where no key is the model's, but most of it is there behind a shared first part.
-
-    given, wanted: the keys of a state_dict, and those of the model `name`.
-    """
+def _refuse_prefix(name, given, wanted):
+    """Raise UserError where no key is the model's, but most of it is there behind a shared first part."""
     if any(key in wanted for key in given):
         return
     for prefix in dict.fromkeys(key.partition(".")[0] + "." for key in given):

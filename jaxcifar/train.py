@@ -78,19 +78,16 @@ def fit(config, workdir, *, stop=lambda: 0, stream=None, cache=None, after_epoch
         train_data, held_out = devices.replicate((arrays.train, arrays.held_out))
         live = devices.replicate(state.on_device())
         epoch = int(state.epoch)
-
-        def is_over():
-            return epoch >= config.epochs or selection.should_stop(state.history, epoch, config)
-
+        over = selection.is_over(state.history, epoch, config)
         with watch.section("compile"):
             programs.compile(live, train_data, held_out,
                              int(state.step) - epoch * task.steps_per_epoch,
-                             epochs_left=0 if is_over() else config.epochs - epoch)
+                             epochs_left=0 if over else config.epochs - epoch)
         run.log.print(f"compiled in {watch.sections['compile']:.1f} s")
         if parallel.is_primary():
             run.log.meanwhile("samples.png", run_report.samples, *pictured)
 
-        while not is_over():
+        while not selection.is_over(state.history, epoch, config):
             lap = logs.Stopwatch()
             first_step = int(state.step) - epoch * task.steps_per_epoch
             with run.log.progress(total_steps=task.steps_per_epoch, first_step=first_step,

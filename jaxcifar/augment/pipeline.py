@@ -13,7 +13,6 @@ draw nothing, and apply to held-out images too (`evaluation`).
 import ast
 import dataclasses
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 from jaxcifar.augment import mixing, ops, transforms
 from jaxcifar.augment.geometry import View
 from jaxcifar.augment.resize import CenterCrop, Resize
-from jaxcifar.errors import UserError, unknown
+from jaxcifar.errors import UserError, plain, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +93,9 @@ def _make(node):
                         "operations are separated by |, such as 'flip|crop(4)'")
     name = call.func.id
     if name not in REGISTRY:
-        raise UserError(_unknown(name))
+        here = _TORCHVISION.get(plain(name))
+        hint = f": torchvision's is {signature(here)} here" if here else ""
+        raise UserError(unknown("augmentation", name, REGISTRY, hint))
     try:
         arguments = [_literal(argument) for argument in call.args]
         keywords = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
@@ -108,15 +109,6 @@ def _make(node):
     except TypeError as error:
         why = str(error).split("__init__() ")[-1]
         raise UserError(f"augmentation {text}: {why}; usage: {signature(name)}") from None
-
-
-def _unknown(name):
-    """Return the message for an unknown name; torchvision's get their counterpart."""
-    here = _TORCHVISION.get(re.sub("[-_ ]", "", name.lower()))
-    if here:
-        return (f"unknown augmentation {name!r}: torchvision's is {signature(here)} here; there are: "
-                f"{', '.join(REGISTRY)}")
-    return unknown("augmentation", name, REGISTRY)
 
 
 def _is_uint8(value):
